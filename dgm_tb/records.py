@@ -1,0 +1,345 @@
+"""The schema: every kind of record, its arrays with axes and units, and how it becomes bytes and comes back.
+
+A *record* is one ``tensorboard`` ``Event``: a JSON body and named arrays. The body travels as the plugin data of the
+first summary value, each array as the tensor of one value with the tag ``dgmtracker/<kind>/<array>``. Whatever the
+callback writes and the plugin reads passes through ``encode`` and ``parse``; nothing else knows the format.
+
+Neurons are numbered by the *layout* of the ``graph`` record: an append-only list of layers, each with its offset. An
+array of the first 500 neurons therefore stays readable after the layout has grown to 600.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+
+from dgm_tb.errors import RecordError
+
+PLUGIN_NAME = "dgmtracker"
+SCHEMA_VERSION = 1
+SEGMENT_SUFFIX = ".dgm"
+MARKER_TAG = "dgmtracker/recording"
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_DTYPES = {
+    "f2": types_pb2.DT_HALF,
+    "f4": types_pb2.DT_FLOAT,
+    "f8": types_pb2.DT_DOUBLE,
+    "i8": types_pb2.DT_INT64,
+    "u1": types_pb2.DT_UINT8,
+}
+_NUMPY_DTYPES = {number: np.dtype(f"<{name}") for name, number in _DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Statistic:
+    """One number per neuron and step.
+
+    Attributes:
+        name: As in ``run.dynamics(layer, quantity, statistic)``.
+        windows: How the steps of one window are summed up, the main aggregate first.
+        doc: Definition.
+    """
+
+    name: str
+    windows: tuple[str, ...]
+    doc: str
+
+
+STATISTICS: dict[str, tuple[Statistic, ...]] = {
+    "activation": (
+        Statistic("mean", ("mean", "min", "max"), "mean over the step's examples and positions"),
+        Statistic("std", ("mean",), "standard deviation (of the population) over examples and positions"),
+        Statistic("min", ("min",), "smallest value over examples and positions"),
+        Statistic("max", ("max",), "largest value over examples and positions"),
+        Statistic("zero_fraction", ("mean",), "share of exact zeros, for layers that can output them (else NaN)"),
+    ),
+    "gradient": (
+        Statistic("rms", ("mean", "max"), "root mean square of dLoss/dActivation over examples and positions"),
+    ),
+    "weight": (Statistic("norm", ("mean",), "L2 norm of the neuron's incoming weights after the step"),),
+    "update": (
+        Statistic("ratio", ("mean", "max"), "L2 norm of the step's change of these weights over their norm before it"),
+    ),
+}
+"""Quantity -> its statistics, the one that is drawn by default first."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of record.
+
+    Attributes:
+        arrays: Array name -> its axes in order.
+        body: Keys that the JSON body always has.
+        when: When the callback writes it.
+    """
+
+    arrays: Mapping[str, tuple[str, ...]]
+    body: tuple[str, ...]
+    when: str
+
+
+KINDS: dict[str, Kind] = {
+    "recording": Kind({}, ("schema", "recording", "options", "versions", "model", "resume_step"), "at start"),
+    "graph": Kind({}, ("nodes", "edges", "modules", "layers", "weights", "links"), "first batch; when a slot appears"),
+    "loss": Kind(
+        {"steps": ("steps",), "global_steps": ("steps",), "values": ("steps", "losses"), "present": ("steps", "losses")},
+        ("names",),
+        "every step",
+    ),
+    "layer_statistics": Kind(
+        {"steps": ("steps",), "values": ("steps", "layers", "statistics")}, ("quantity", "statistics"), "every step"
+    ),
+    "dynamics": Kind(
+        {"windows": ("windows", "ends"), "values": ("neurons", "windows", "aggregates")},
+        ("quantity", "aggregates"),
+        "every window; all neurons",
+    ),
+    "polylines": Kind(
+        {"steps": ("steps",), "neurons": ("sampled",), "outliers": ("sampled",), "values": ("steps", "sampled")},
+        ("quantity", "statistic"),
+        "every window; the blue-noise sample and every outlier at full step resolution",
+    ),
+    "samples": Kind(
+        {"inputs": ("examples", "*"), "statistics": ("examples", "layers")},
+        ("step", "examples", "layers", "axes"),
+        "at findings; inputs of the abnormal and the normal examples, largest |activation| of each per layer",
+    ),
+    "contribution": Kind(
+        {"values": ("targets", "columns")},
+        ("step", "target", "direction", "samples", "columns"),
+        "at snapshots and at findings",
+    ),
+    "relevance": Kind(
+        {"values": ("neurons",), "input": ("*",)},
+        ("step", "target", "neuron", "sample", "layers", "leak"),
+        "at findings; one exact pass from a suspect neuron down to the input",
+    ),
+    "finding": Kind({}, ("id", "finding"), "as detected"),
+    "ring": Kind(
+        {
+            "steps": ("steps",),
+            "activation": ("steps", "statistics", "neurons"),
+            "gradient": ("steps", "neurons"),
+            "examples": ("steps", "layers", "examples"),
+            "indices": ("steps", "examples"),
+        },
+        ("reason", "losses"),
+        "at findings, exceptions and the end; all neurons of the last steps",
+    ),
+    "note": Kind({}, ("text",), "whenever something could not be recorded"),
+    "end": Kind({}, ("reason", "last_step"), "once, when training ended or raised"),
+}
+"""Record kind -> what it holds. ``*`` stands for any number of further axes."""
+
+SEVERITIES = ("error", "warning", "info")
+FINDING_KINDS = (
+    "nonfinite outlier_sample loss_spike exploding_activation exploding_gradient vanishing_gradient dead_units saturated "
+    "not_training corrupt_weight bad_init norm_degenerate lr_too_high lr_too_low loss_stalled loss_divergence "
+    "posterior_collapse mode_collapse gan_imbalance"
+).split()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong, where, since when, and because of which example.
+
+    Attributes:
+        kind: One of ``FINDING_KINDS``.
+        severity: One of ``SEVERITIES``.
+        step: The snapshot to look at: where the cause acted. ``first_step`` and ``last_step`` span the evidence.
+        module: The best suspect, a fully-qualified module name ("" is the LightningModule itself).
+        modules: Further suspects, in order.
+        neurons: Neurons of ``module``, the worst first.
+        samples: Dataset indices where they can be known, else positions in the batch; ``evidence["sample_index"]``
+            says which (``"dataset"`` or ``"batch"``).
+        summary: One sentence.
+        evidence: The numbers that triggered it.
+        advice: What to do about it.
+        run: Name of the run, filled in by the reader.
+    """
+
+    kind: str
+    severity: str
+    step: int
+    first_step: int
+    last_step: int
+    module: str
+    summary: str
+    modules: list[str] = field(default_factory=list)
+    neurons: list[int] = field(default_factory=list)
+    samples: list[int] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    advice: str = ""
+    run: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """The finding as ``dgm-tb diagnose --json`` prints it; non-finite numbers become strings."""
+        return {name: _jsonable(value) for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_json(cls, body: Mapping[str, Any]) -> "Finding":
+        """The finding that ``to_json`` gave; unknown keys of newer versions are dropped.
+
+        Raises:
+            RecordError: If a key is missing.
+        """
+        known = {f.name for f in fields(cls)}
+        try:
+            return cls(**{key: value for key, value in body.items() if key in known})
+        except TypeError as error:
+            raise RecordError(f"a finding needs kind, severity, steps, module and summary; got {sorted(body)}") from error
+
+
+def severity_order(finding: Finding) -> tuple[int, int]:
+    """Sort key: worst first, then earliest first."""
+    return SEVERITIES.index(finding.severity) if finding.severity in SEVERITIES else len(SEVERITIES), finding.step
+
+
+@dataclass(frozen=True)
+class Record:
+    """One record.
+
+    Attributes:
+        kind: A key of ``KINDS``.
+        first_step: First step that it tells of.
+        last_step: Last step that it tells of.
+        body: JSON-able facts.
+        arrays: Array name -> values.
+        wall_time: Seconds since 1970.
+    """
+
+    kind: str
+    first_step: int
+    last_step: int
+    body: Mapping[str, Any] = field(default_factory=dict)
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+    wall_time: float = 0.0
+
+
+def check(record: Record) -> None:
+    """Check a record against ``KINDS``.
+
+    Raises:
+        RecordError: If a key or array is missing, unknown, or has the wrong number of axes.
+    """
+    kind = KINDS.get(record.kind)
+    if kind is None:
+        raise RecordError(f"unknown record kind {record.kind!r}; this version knows {', '.join(KINDS)}")
+    missing = [key for key in kind.body if key not in record.body]
+    if missing:
+        raise RecordError(f"a {record.kind} record needs {', '.join(missing)} in its body; got {sorted(record.body)}")
+    for name, array in record.arrays.items():
+        axes = kind.arrays.get(name)
+        if axes is None:
+            raise RecordError(f"a {record.kind} record has no array {name!r}; it has {', '.join(kind.arrays) or 'none'}")
+        fits = array.ndim >= len(axes) - 1 if "*" in axes else array.ndim == len(axes)
+        if not fits:
+            raise RecordError(f"{record.kind}.{name} has the axes [{', '.join(axes)}]; got shape {array.shape}")
+
+
+def encode(record: Record) -> bytes:
+    """A record as the bytes of a serialized ``Event``.
+
+    Raises:
+        RecordError: If the record does not fit the schema.
+    """
+    check(record)
+    body = {"version": SCHEMA_VERSION, "first_step": record.first_step, **record.body}
+    content = json.dumps(_jsonable(body), separators=(",", ":"), allow_nan=False).encode()
+    metadata = summary_pb2.SummaryMetadata(
+        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content),
+        data_class=summary_pb2.DATA_CLASS_TENSOR,
+    )
+    head = summary_pb2.Summary.Value(tag=f"{PLUGIN_NAME}/{record.kind}", metadata=metadata)
+    values = [head, *(_encode_array(record.kind, name, array) for name, array in record.arrays.items())]
+    event = event_pb2.Event(
+        wall_time=record.wall_time, step=record.last_step, summary=summary_pb2.Summary(value=values)
+    )
+    return bytes(event.SerializeToString())
+
+
+def parse(payload: bytes) -> Record:
+    """The record in the bytes of an ``Event``.
+
+    Arrays are read-only views of the payload where the byte order allows.
+
+    Raises:
+        RecordError: If the bytes are not a record, claim more than they bring, or break the schema.
+    """
+    try:
+        event = event_pb2.Event.FromString(payload)
+        values = event.summary.value
+        content = values[0].metadata.plugin_data.content if values else b""
+        kind = values[0].tag.removeprefix(f"{PLUGIN_NAME}/") if values else ""
+        body = json.loads(content)
+    except Exception as error:
+        raise RecordError(f"not a record of dgm_tb: {error}") from error
+    if not isinstance(body, dict):
+        raise RecordError(f"not a record of dgm_tb: the body of {kind!r} is no JSON object")
+    prefix = f"{PLUGIN_NAME}/{kind}/"
+    arrays = {value.tag.removeprefix(prefix): _parse_array(value) for value in values[1:] if value.tag.startswith(prefix)}
+    first_step = body.pop("first_step", event.step)
+    if not isinstance(first_step, int):
+        raise RecordError(f"first_step of a {kind} record is a whole number; got {first_step!r}")
+    record = Record(kind, first_step, int(event.step), body, arrays, float(event.wall_time))
+    check(record)
+    return record
+
+
+def compact(array: Array) -> Array:
+    """Halve an array of floats where nothing is lost by it.
+
+    Returns:
+        float16 where every finite value fits (at most one non-zero value in a hundred below its normal range),
+        else float32. NaN and Inf are kept either way.
+    """
+    magnitude = np.abs(array[np.isfinite(array)])
+    magnitude = magnitude[magnitude > 0]
+    if magnitude.size and (magnitude.max() > 65504 or np.mean(magnitude < 6.2e-5) > 0.01):
+        return array.astype(np.float32)
+    return array.astype(np.float16)
+
+
+def _encode_array(kind: str, name: str, array: Array) -> summary_pb2.Summary.Value:
+    array = np.asarray(array)
+    code = f"{array.dtype.kind}{array.dtype.itemsize}"
+    if code not in _DTYPES:
+        raise RecordError(f"{kind}.{name} has dtype {array.dtype}; use one of float16/32/64, int64, uint8")
+    little = np.ascontiguousarray(array, dtype=f"<{code}")
+    tensor = tensor_pb2.TensorProto(dtype=_DTYPES[code], tensor_content=little.tobytes())
+    for size in array.shape:
+        tensor.tensor_shape.dim.add(size=size)
+    return summary_pb2.Summary.Value(tag=f"{PLUGIN_NAME}/{kind}/{name}", tensor=tensor)
+
+
+def _parse_array(value: summary_pb2.Summary.Value) -> Array:
+    dtype = _NUMPY_DTYPES.get(value.tensor.dtype)
+    shape = tuple(dim.size for dim in value.tensor.tensor_shape.dim)
+    if dtype is None or any(size < 0 for size in shape) or len(shape) > 16:
+        raise RecordError(f"{value.tag}: dtype {value.tensor.dtype} with shape {shape} is none of ours")
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != len(value.tensor.tensor_content):
+        raise RecordError(f"{value.tag}: shape {shape} needs {expected} bytes, {len(value.tensor.tensor_content)} came")
+    return np.frombuffer(value.tensor.tensor_content, dtype).reshape(shape)
+
+
+def _jsonable(value: Any) -> Any:
+    """``value`` with NumPy scalars as Python's, and NaN and Inf as the strings "NaN", "Infinity", "-Infinity"."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.ndarray):
+        return _jsonable(value.tolist())
+    if isinstance(value, np.generic):
+        return _jsonable(value.item())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
