@@ -1,0 +1,277 @@
+"""Polylines as points: coordinates in which the distance of two polylines is plain arithmetic.
+
+A polyline is the piecewise linear curve through one neuron's values at T snapshots. Corresponding segments of two
+polylines differ by a linear piece with end points ``a`` and ``b``; its L2 norm is
+``d = sqrt((a² + ab + b²) / 3) = sqrt(midpoint² + slope² / 12)``. From it follow the two distances
+
+* D2, ``euclidean``: the root of the summed ``d²``, which is the L2 distance of the two curves, and
+* D1, ``segments``: the sum of ``d``, the distance of Liu et al. 2018 ("sum of distances between corresponding
+  segments").
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+
+# Values further from the median polyline than this many robust spreads are compressed logarithmically, so that
+# 1e38 beside 1e-3 neither overflows float32 nor leaves the bulk without digits. Everything nearer is exact.
+LINEAR_SPREADS = 1e3
+# Distance, in robust spreads per snapshot, between a polyline that is non-finite throughout and one that never is.
+LANE_SPREADS = 32.0
+SCALE_ROWS = 256  # rows that estimate the median polyline and the spread
+BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: one block stays in the cache through every pass over it
+DOUBLE_ELEMENTS = 1 << 19  # up to here features are float64: it costs a millisecond and buys all the digits
+
+
+class Points(NamedTuple):
+    """Polylines as features ``[n, f]`` with their squared lengths ``[n]``, which every Euclidean distance needs."""
+
+    features: FloatArray
+    squares: FloatArray
+
+    @classmethod
+    def of(cls, features: FloatArray) -> "Points":
+        """Return the features with their squared lengths."""
+        return cls(features, np.einsum("ij,ij->i", features, features))
+
+    def take(self, indices: IntArray | list[int]) -> "Points":
+        """Return the points at the indices."""
+        return Points(self.features[indices], self.squares[indices])
+
+    def joined(self, other: "Points") -> "Points":
+        """Return these points followed by the others."""
+        return Points(np.vstack([self.features, other.features]), np.concatenate([self.squares, other.squares]))
+
+
+class Distance(NamedTuple):
+    """One polyline distance: how to turn rows into features and how to compare points.
+
+    ``features(values, lanes)`` takes ``[rows, T]`` and ``[rows, lanes]``; lanes are further numbers to compare by
+    their difference. ``dissimilarity(points, others)`` is the distance raised to ``power``, ``[points, others]``: it
+    spares roots. ``nearest(points, others, enough)`` gives the index of each point's nearest other and that
+    dissimilarity; at or below ``enough`` any other so near will do.
+    """
+
+    features: Callable[[FloatArray, FloatArray], FloatArray]
+    dissimilarity: Callable[[Points, Points], FloatArray]
+    nearest: Callable[[Points, Points, float], tuple[IntArray, FloatArray]]
+    power: int
+
+
+def squared_distances(points: Points, others: Points) -> FloatArray:
+    """Return squared Euclidean distances ``[points, others]``; what rounding alone can produce counts as zero."""
+    squares = points.features @ (-2 * others.features).T
+    sums = points.squares[:, None] + others.squares
+    squares += sums
+    sums *= 8 * np.finfo(sums.dtype).eps
+    squares[squares < sums] = 0
+    return squares
+
+
+def segment_distances(points: Points, others: Points) -> FloatArray:
+    """Return the summed segment distances D1 ``[points, others]`` of features made by :func:`segment_features`."""
+    sums = np.empty((len(points.features), len(others.features)), points.features.dtype)
+    half = points.features.shape[1] // 2
+    for block in row_blocks(*points.features.shape):
+        for j, other in enumerate(others.features):
+            difference = points.features[block] - other
+            difference *= difference
+            lengths = difference[:, :half]
+            lengths += difference[:, half:]
+            np.sqrt(lengths, out=lengths)
+            lengths.sum(axis=1, out=sums[block, j])
+    return sums
+
+
+def nearest_euclidean(points: Points, others: Points, enough: float) -> tuple[IntArray, FloatArray]:
+    """Return the index of each point's nearest other and the squared distance to it, both ``[points]``."""
+    squares = points.features @ (-2 * others.features).T
+    squares += others.squares
+    nearest = squares.argmin(axis=1)
+    return nearest, np.maximum(squares[np.arange(len(squares)), nearest] + points.squares, 0)
+
+
+def nearest_by_segments(points: Points, others: Points, enough: float) -> tuple[IntArray, FloatArray]:
+    """Return the index of a near other and D1 to it, both ``[points]``: the nearest wherever D1 exceeds ``enough``.
+
+    The nearest in D2, cheap to find, is usually within reach in D1 as well; only the other points are searched in D1.
+    """
+    nearest, _ = nearest_euclidean(points, others, enough)
+    half = points.features.shape[1] // 2
+    difference = (points.features - others.features[nearest]) ** 2
+    sums = np.sqrt(difference[:, :half] + difference[:, half:]).sum(axis=1)
+    far = np.flatnonzero(sums > enough)
+    if len(far):
+        exact = segment_distances(points.take(far), others)
+        nearest[far], sums[far] = exact.argmin(axis=1), exact.min(axis=1)
+    return nearest, sums
+
+
+def euclidean_features(values: FloatArray, lanes: FloatArray) -> FloatArray:
+    """Return features ``[rows, T + lanes]`` whose Euclidean distance is D2 (lanes are appended as they are).
+
+    With ``e`` the difference of two polylines, D2² = eᵀMe where M is tridiagonal (1/3 at both ends of the diagonal,
+    else 2/3; 1/6 beside it). Its Cholesky factor is bidiagonal, so ``Lᵀe`` costs one multiply-add per value.
+    """
+    n_rows, n_snapshots = values.shape
+    features = np.empty((n_rows, n_snapshots + lanes.shape[1]), values.dtype)
+    features[:, n_snapshots:] = lanes
+    diagonal, beside = _cholesky(n_snapshots)
+    np.multiply(values, diagonal.astype(values.dtype), out=features[:, :n_snapshots])
+    features[:, : n_snapshots - 1] += values[:, 1:] * beside.astype(values.dtype)
+    return features
+
+
+@functools.lru_cache(maxsize=64)
+def _cholesky(n_snapshots: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Return diagonal ``[T]`` and subdiagonal ``[T - 1]`` of M's Cholesky factor; one snapshot is a plain number."""
+    diagonal, beside = np.ones(n_snapshots), np.empty(max(0, n_snapshots - 1))
+    carried = 0.0
+    for t in range(n_snapshots if n_snapshots > 1 else 0):
+        diagonal[t] = np.sqrt((1 / 3 if t in (0, n_snapshots - 1) else 2 / 3) - carried)
+        if t < n_snapshots - 1:
+            beside[t] = (1 / 6) / diagonal[t]
+            carried = beside[t] ** 2
+    return diagonal, beside
+
+
+def segment_features(values: FloatArray, lanes: FloatArray) -> FloatArray:
+    """Return features ``[rows, 2 m]``: midpoints of the segments, then their slopes / √12.
+
+    Lanes are flat segments, weighed by √m: of curves that differ evenly D1 is √m times D2, for which lanes are scaled.
+    """
+    lanes = lanes * np.sqrt(max(1, values.shape[1] - 1)).astype(values.dtype)
+    flat = np.zeros_like(lanes)
+    if values.shape[1] < 2:  # a single snapshot is one flat segment
+        return np.hstack([values, lanes, np.zeros_like(values), flat])
+    slopes = np.diff(values, axis=1)
+    midpoints = values[:, :-1] + slopes / 2
+    slopes /= np.sqrt(12).astype(values.dtype)
+    return np.hstack([midpoints, lanes, slopes, flat])
+
+
+DISTANCES: dict[str, Distance] = {
+    "euclidean": Distance(euclidean_features, squared_distances, nearest_euclidean, 2),
+    "segments": Distance(segment_features, segment_distances, nearest_by_segments, 1),
+}
+
+
+class Scale(NamedTuple):
+    """The median polyline ``[T]`` and the robust spread of values around it (1.4826 times their median deviation)."""
+
+    centre: npt.NDArray[np.float64]
+    spread: float
+
+
+def robust_scale(polylines: npt.NDArray[Any], rng: np.random.Generator) -> Scale:
+    """Estimate centre and spread from up to 256 random rows; constant or empty polylines get the spread 1."""
+    n_rows, n_snapshots = polylines.shape
+    if n_rows > SCALE_ROWS:
+        rows = np.sort(rng.choice(n_rows, SCALE_ROWS, replace=False))
+        values = polylines[rows].astype(np.float64)
+    else:
+        values = polylines.astype(np.float64)
+    finite = np.isfinite(values)
+    if finite.all():
+        centre = np.median(values, axis=0) if n_rows else np.zeros(n_snapshots)
+    else:
+        columns = [column[kept] for column, kept in zip(values.T, finite.T, strict=True)]
+        centre = np.array([np.median(column) if column.size else 0.0 for column in columns])
+    deviations = np.abs(values - centre)[finite]
+    spread = 1.4826 * float(np.median(deviations)) if deviations.size else 0.0
+    if not 0 < spread < np.inf:  # most values equal the median: take the spread of those that do not
+        positive = deviations[(deviations > 0) & np.isfinite(deviations)]
+        spread = float(np.median(positive)) if positive.size else _largest_deviation(polylines, centre)
+    return Scale(centre, spread)
+
+
+def _largest_deviation(polylines: npt.NDArray[Any], centre: npt.NDArray[np.float64]) -> float:
+    """Return the largest finite deviation from the centre in all rows, 1 if there is none."""
+    largest = 0.0
+    for block in row_blocks(len(polylines), polylines.shape[1]):
+        deviations = np.abs(polylines[block].astype(np.float64) - centre)
+        largest = max(largest, float(np.max(deviations, initial=0.0, where=np.isfinite(deviations))))
+    return largest or 1.0
+
+
+def row_blocks(n_rows: int, n_columns: int) -> Iterator[slice]:
+    """Yield slices of rows that cover ``n_rows`` in blocks of about 1 MB."""
+    step = max(16, BLOCK_ELEMENTS // max(1, n_columns))
+    for start in range(0, n_rows, step):
+        yield slice(start, min(n_rows, start + step))
+
+
+def take_rows(polylines: npt.NDArray[Any], ids: IntArray) -> npt.NDArray[Any]:
+    """Return ``polylines[ids]`` for ascending ids, as a view where they are consecutive."""
+    if len(ids) and ids[-1] - ids[0] == len(ids) - 1:
+        return polylines[int(ids[0]) : int(ids[-1]) + 1]
+    return polylines[ids]
+
+
+def finite_rows(polylines: npt.NDArray[Any]) -> BoolArray:
+    """Return a flag ``[n]`` per row: has it only finite values? One streamed pass."""
+    finite = np.empty(len(polylines), np.bool_)
+    for block in row_blocks(*polylines.shape):
+        with np.errstate(over="ignore", invalid="ignore"):
+            sums = polylines[block].sum(axis=1, dtype=np.result_type(polylines.dtype, np.float32))
+        finite[block] = np.isfinite(sums)
+        odd = block.start + np.flatnonzero(~finite[block])  # non-finite, or only the sum overflowed
+        finite[odd] = np.isfinite(polylines[odd]).all(axis=1)
+    return finite
+
+
+def standardised(rows: npt.NDArray[Any], scale: Scale, dtype: npt.DTypeLike) -> FloatArray:
+    """Return rows ``[rows, T]`` in robust spreads around the centre, non-finite values filled.
+
+    A non-finite value takes the last finite one before it (else the first after it, else the centre), so a polyline
+    that dies stays comparable to those that do not. The arithmetic is float64 where float32 cannot hold values or
+    scale.
+    """
+    narrow = rows.dtype in (np.float32, np.float16) and 1e-30 < scale.spread < 1e30
+    work = np.float32 if narrow else np.float64
+    with np.errstate(over="ignore", invalid="ignore"):
+        values = np.subtract(rows, scale.centre.astype(work), dtype=work)
+        values *= work(1 / scale.spread)
+        odd = np.flatnonzero(~(np.einsum("ij,ij->i", values, values) < LINEAR_SPREADS**2))
+        if len(odd):
+            filled = _filled(rows[odd].astype(np.float64), scale.centre)
+            values[odd] = _compressed((filled - scale.centre) / scale.spread)
+    standard: FloatArray = values.astype(dtype, copy=False)
+    return standard
+
+
+def _compressed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return values unchanged up to LINEAR_SPREADS and logarithmic (with equal slope there) beyond."""
+    values = np.clip(values, -1e300, 1e300)
+    sizes = np.maximum(np.abs(values) / LINEAR_SPREADS, 1.0)
+    far: npt.NDArray[np.float64] = np.sign(values) * LINEAR_SPREADS * (1 + np.log(sizes))
+    return np.where(sizes > 1, far, values)
+
+
+def _filled(rows: npt.NDArray[np.float64], centre: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Carry the last finite value over non-finite ones; lead in with the first finite; all lost: the centre."""
+    finite = np.isfinite(rows)
+    steps = np.where(finite, np.arange(rows.shape[1]), -1)
+    np.maximum.accumulate(steps, axis=1, out=steps)
+    source = np.where(steps < 0, finite.argmax(axis=1)[:, None], steps)
+    filled = np.take_along_axis(rows, source, axis=1)
+    return np.where(finite.any(axis=1, keepdims=True), filled, centre)
+
+
+def nonfinite_lanes(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Return ``[rows, 3]``: when non-finite values begin, their share, and the share of +Inf minus that of -Inf.
+
+    The unit is robust spreads, scaled so that full range weighs LANE_SPREADS in D2 of T snapshots.
+    """
+    lost = ~np.isfinite(rows)
+    n_snapshots = rows.shape[1]
+    onset = np.where(lost.any(axis=1), lost.argmax(axis=1), n_snapshots) / n_snapshots
+    infinite = (rows == np.inf).mean(axis=1) - (rows == -np.inf).mean(axis=1)
+    return np.stack([onset, lost.mean(axis=1), infinite], axis=1) * (LANE_SPREADS * np.sqrt(n_snapshots))
