@@ -1,0 +1,241 @@
+// The frame of every time chart: uPlot for axes, grid and drag-zoom; our own canvases for the marks, so that dimming,
+// hovering and the focus snapshot never redraw the axes.
+
+import { uPlot } from "./vendor/vendor.js";
+import { linearTicks, ticks } from "./scales.js";
+import { formatStep, formatValue } from "./format.js";
+
+/** @typedef {import("./scales.js").Scale} Scale */
+/** @typedef {import("./color.js").Theme} Theme */
+
+/**
+ * What a drawing function gets: the plot's size in device pixels, and where a step and a value lie in it.
+ *
+ * @typedef {{ width: number, height: number, ratio: number, theme: Theme,
+ *             x: (step: number) => number, y: (value: number) => number }} View
+ */
+
+/** @typedef {(context: CanvasRenderingContext2D, view: View) => void} Draw */
+
+/**
+ * @typedef {object} ChartState
+ * @property {[number, number]} xRange steps
+ * @property {Scale} scale
+ * @property {[number, number]} yRange in scaled units
+ * @property {Theme} theme
+ * @property {Draw} draw
+ */
+
+/**
+ * @typedef {object} ChartEvents
+ * @property {(step: number) => void} onPick click: a step
+ * @property {(range: [number, number] | null) => void} onZoom drag, Alt + wheel; null on double-click
+ * @property {(step: number | null, value: number, distance: (step: number, value: number) => number) => void} onHover
+ */
+
+export const Y_AXIS_WIDTH = 56;
+export const RIGHT_MARGIN = 14;
+
+export class Chart {
+  /** @param {HTMLElement} host @param {ChartState} state @param {ChartEvents} events */
+  constructor(host, state, events) {
+    this.host = host;
+    this.state = state;
+    this.events = events;
+    this.plot = new uPlot(this.#options(), [[0, 1], [null, null]], host);
+    this.base = addCanvas(this.plot.under, "chart-base");
+    this.top = addCanvas(this.plot.over, "chart-top");
+    this.focusLine = addLine(this.plot.over, "focus-line");
+    this.hoverLine = addLine(this.plot.over, "hover-line");
+    /** @type {Draw | null} */
+    this.overlay = null;
+    this.observer = new ResizeObserver(() => this.#resize());
+    this.observer.observe(host);
+    this.#listen();
+    this.#paint();
+  }
+
+  /** @param {ChartState} state */
+  update(state) {
+    const isNewTheme = state.theme !== this.state.theme;
+    this.state = state;
+    if (isNewTheme) this.plot.axes.forEach((axis) => Object.assign(axis, { stroke: () => this.state.theme.muted }));
+    this.plot.setScale("x", { min: 0, max: 1 }); // the range functions below decide; this only makes uPlot ask
+    this.plot.redraw();
+  }
+
+  /** @param {number | null} step */
+  setFocus(step) {
+    placeLine(this.focusLine, step === null ? null : this.#left(step), this.plot.over.clientWidth);
+  }
+
+  /** @param {number | null} step */
+  setHover(step) {
+    placeLine(this.hoverLine, step === null ? null : this.#left(step), this.plot.over.clientWidth);
+  }
+
+  /** Draws above the marks, dimming them to `opacity`. @param {Draw | null} draw @param {number} opacity */
+  setOverlay(draw, opacity = 1) {
+    this.overlay = draw;
+    this.base.style.opacity = String(opacity);
+    this.#drawOn(this.top, draw);
+  }
+
+  destroy() {
+    this.observer.disconnect();
+    this.plot.destroy();
+  }
+
+  /** @param {number} step CSS pixels from the plot's left edge */
+  #left(step) {
+    return this.plot.valToPos(step, "x");
+  }
+
+  #resize() {
+    const { clientWidth: width, clientHeight: height } = this.host;
+    if (width > 60 && height > 40 && (width !== this.plot.width || height !== this.plot.height)) this.plot.setSize({ width, height });
+  }
+
+  #paint() {
+    if (!this.base) return;
+    this.#drawOn(this.base, this.state.draw);
+    this.#drawOn(this.top, this.overlay);
+  }
+
+  /** @param {HTMLCanvasElement} canvas @param {Draw | null} draw */
+  #drawOn(canvas, draw) {
+    const { width, height } = this.plot.bbox;
+    if (canvas.width !== width || canvas.height !== height) Object.assign(canvas, { width, height });
+    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    context.clearRect(0, 0, width, height);
+    if (!draw || !width || !height) return;
+    const { scale, xRange, yRange, theme } = this.state;
+    const xUnit = width / (xRange[1] - xRange[0]);
+    const yUnit = height / (yRange[1] - yRange[0]);
+    context.save();
+    draw(context, {
+      width, height, theme, ratio: devicePixelRatio,
+      x: (step) => (step - xRange[0]) * xUnit,
+      y: (value) => height - (scale.apply(value) - yRange[0]) * yUnit,
+    });
+    context.restore();
+  }
+
+  #listen() {
+    const over = this.plot.over;
+    let pressed = /** @type {[number, number] | null} */ (null);
+    over.addEventListener("mousedown", (event) => (pressed = [event.clientX, event.clientY]));
+    over.addEventListener("click", (event) => {
+      const moved = pressed && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4;
+      if (!moved) this.events.onPick(this.#stepAt(event));
+    });
+    over.addEventListener("mousemove", (event) => this.events.onHover(this.#stepAt(event), this.#valueAt(event), this.#distanceTo(event)));
+    over.addEventListener("mouseleave", () => this.events.onHover(null, NaN, () => Infinity));
+    over.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+  }
+
+  /** @param {MouseEvent} event */
+  #stepAt(event) {
+    const [first, last] = this.state.xRange;
+    const step = this.plot.posToVal(event.clientX - this.plot.over.getBoundingClientRect().left, "x");
+    return Math.round(Math.max(first, Math.min(last, step)));
+  }
+
+  /** @param {MouseEvent} event */
+  #valueAt(event) {
+    return this.state.scale.invert(this.plot.posToVal(event.clientY - this.plot.over.getBoundingClientRect().top, "y"));
+  }
+
+  /** Distance in CSS pixels from the pointer to a point. @param {MouseEvent} event */
+  #distanceTo(event) {
+    const box = this.plot.over.getBoundingClientRect();
+    return (/** @type {number} */ step, /** @type {number} */ value) =>
+      Math.hypot(
+        this.#left(step) - (event.clientX - box.left),
+        this.plot.valToPos(this.state.scale.apply(value), "y") - (event.clientY - box.top),
+      );
+  }
+
+  /** @param {WheelEvent} event */
+  #wheel(event) {
+    if (!event.altKey) return;
+    event.preventDefault();
+    const [first, last] = this.state.xRange;
+    const at = this.#stepAt(event);
+    const factor = event.deltaY > 0 ? 1.25 : 0.8;
+    this.events.onZoom([Math.floor(at - (at - first) * factor), Math.ceil(at + (last - at) * factor)]);
+  }
+
+  /** @returns {import("./vendor/vendor.js").uPlot.Options} */
+  #options() {
+    const stroke = () => this.state.theme.muted;
+    const grid = { stroke: () => this.state.theme.line, width: 1 };
+    const axis = { stroke, grid, ticks: { show: false }, font: "11px Roboto, system-ui, sans-serif" };
+    return {
+      width: Math.max(this.host.clientWidth, 80),
+      height: Math.max(this.host.clientHeight, 60),
+      padding: [8, RIGHT_MARGIN, 0, 0],
+      legend: { show: false },
+      scales: {
+        x: { time: false, range: () => this.state.xRange },
+        y: { range: () => this.state.yRange },
+      },
+      series: [{}, { show: false }],
+      axes: [
+        {
+          ...axis, size: 22, gap: 4,
+          splits: (plot) => linearTicks(...this.state.xRange, Math.max(2, plot.bbox.width / devicePixelRatio / 90)).filter(Number.isInteger),
+          values: (_, splits) => splits.map(formatStep),
+        },
+        {
+          ...axis, size: Y_AXIS_WIDTH, gap: 6,
+          splits: (plot) => ticks(this.state.scale, ...this.state.yRange, Math.max(2, plot.bbox.height / devicePixelRatio / 34)).map(this.state.scale.apply),
+          values: (_, splits) => splits.map((value) => formatValue(tidy(this.state.scale.invert(value)))),
+        },
+      ],
+      cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 5 },
+        bind: { dblclick: () => () => (this.events.onZoom(null), null) } },
+      hooks: {
+        setSelect: [(plot) => this.#zoomTo(plot)],
+        draw: [() => this.#paint()],
+      },
+    };
+  }
+
+  /** @param {import("./vendor/vendor.js").uPlot} plot */
+  #zoomTo(plot) {
+    const { left, width } = plot.select;
+    if (width < 5) return;
+    const range = /** @type {[number, number]} */ ([Math.floor(plot.posToVal(left, "x")), Math.ceil(plot.posToVal(left + width, "x"))]);
+    plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
+    if (range[1] - range[0] >= 2) this.events.onZoom(range);
+  }
+}
+
+/** A value that went through a scale and back, without its rounding error. @param {number} value */
+function tidy(value) {
+  return Number(value.toPrecision(6));
+}
+
+/** @param {HTMLElement} parent @param {string} className */
+function addCanvas(parent, className) {
+  const canvas = document.createElement("canvas");
+  canvas.className = className;
+  parent.append(canvas);
+  return canvas;
+}
+
+/** @param {HTMLElement} parent @param {string} className */
+function addLine(parent, className) {
+  const line = document.createElement("div");
+  line.className = className;
+  line.hidden = true;
+  parent.append(line);
+  return line;
+}
+
+/** @param {HTMLElement} line @param {number | null} left @param {number} width */
+function placeLine(line, left, width) {
+  line.hidden = left === null || !(left >= -1 && left <= width + 1);
+  if (left !== null && !line.hidden) line.style.transform = `translateX(${Math.round(left)}px)`;
+}
