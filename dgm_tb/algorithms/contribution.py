@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def contribution_matrix(
     *,
     rule: str | Decomposition = "epsilon",
     output_relevance: Tensor | None = None,
+    source_share: Tensor | None = None,
     rules: Mapping[type, Rule] | None = None,
 ) -> Tensor:
     """Relevance that each output neuron of a module hands to each input neuron, summed over examples and positions.
@@ -51,6 +53,8 @@ def contribution_matrix(
             gradient of the loss with respect to the output (the *backward* contribution); or a function that splits the
             layer, as those in ``DECOMPOSITIONS`` do.
         output_relevance: In the shape of the module's output; None: the output itself.
+        source_share: Share of the relevance of each input element that goes on to the source of interest, in the
+            input's shape (a residual branch gets ``branch / sum``); None: all of it.
         rules: Module class -> relevance rule, for modules that are not linear; costs one pass per output neuron.
 
     Returns:
@@ -63,12 +67,12 @@ def contribution_matrix(
     custom = next(((rules or {})[kind] for kind in type(module).__mro__ if kind in (rules or {})), None)
     if custom is not None:
         return _matrix_by_passes(module, inputs, custom, output_relevance)
-    layer, x, relevance = _open(module, inputs, output_relevance)
+    layer, x, relevance, kept = _open(module, inputs, output_relevance, source_share)
     with _plain_arithmetic(x):
         if relevance is None and rule == "epsilon":
-            return layer.matrix(layer.weight, layer.summed_windows(x))
+            return layer.matrix(layer.weight, layer.summed_windows(x if kept is None else x * kept))
         total = x.new_zeros(())
-        for factor, weight, source, shares in _shared_terms(layer, x, rule, relevance):
+        for factor, weight, source, shares in _shared_terms(layer, x, rule, relevance, kept):
             total = total + factor * layer.matrix(weight, layer.weight_gradient(source, shares))
         return total
 
@@ -79,6 +83,7 @@ def contribution_by_position(
     *,
     rule: str | Decomposition = "epsilon",
     output_relevance: Tensor | None = None,
+    source_share: Tensor | None = None,
 ) -> Tensor:
     """``contribution_matrix`` before the sum over the positions of the source.
 
@@ -90,16 +95,18 @@ def contribution_by_position(
         inputs: As in ``contribution_matrix``.
         rule: As in ``contribution_matrix``.
         output_relevance: As in ``contribution_matrix``.
+        source_share: As in ``contribution_matrix``.
 
     Returns:
         ``[target neurons, source channels, *positions of the input]``, summed over examples.
     """
-    layer, x, relevance = _open(module, inputs, output_relevance)
+    layer, x, relevance, kept = _open(module, inputs, output_relevance, source_share)
     with _plain_arithmetic(x):
         if relevance is None and rule == "epsilon":
-            return layer.unpad(layer.by_position(layer.weight, x.sum(0, keepdim=True), None))
+            x = (x if kept is None else x * kept).sum(0, keepdim=True)
+            return layer.unpad(layer.by_position(layer.weight, x, None))
         total = x.new_zeros(())
-        for factor, weight, source, shares in _shared_terms(layer, x, rule, relevance):
+        for factor, weight, source, shares in _shared_terms(layer, x, rule, relevance, kept):
             for example in range(len(source)):
                 one = slice(example, example + 1)
                 total = total + factor * layer.by_position(weight, source[one], shares[one])
@@ -118,7 +125,7 @@ def gradient_matrix(module: nn.Module, weight_gradient: Tensor) -> Tensor:
     if isinstance(module, nn.Linear):
         return weight * weight_gradient
     if isinstance(module, _ConvNd):
-        return _Convolution.of(module, None).matrix(weight, weight_gradient.to(weight.dtype))
+        return _Convolution.of(module).matrix(weight, weight_gradient.to(weight.dtype))
     raise _unsupported(module)
 
 
@@ -163,23 +170,22 @@ class _Convolution:
     is_transposed: bool
     output_padding: tuple[int, ...]
     groups: int
-    unpad: Callable[[Tensor], Tensor]
+    unpad: Callable[[Tensor], Tensor] = lambda relevance: relevance
 
     @staticmethod
-    def of(module: _ConvNd, bias: Tensor | None, unpad: Callable[[Tensor], Tensor] = lambda r: r) -> _Convolution:
+    def of(module: _ConvNd) -> _Convolution:
         """The geometry of a module; ``padding`` is 0 where the input is padded beforehand."""
         given = () if isinstance(module.padding, str) else module.padding
         padding = (0,) * len(module.stride) if _pads_beforehand(module) else tuple(int(width) for width in given)
         return _Convolution(
             weight=_weight(module),
-            bias=bias,
+            bias=module.bias,
             stride=module.stride,
             padding=padding,
             dilation=module.dilation,
             is_transposed=module.transposed,
             output_padding=module.output_padding,
             groups=module.groups,
-            unpad=unpad,
         )
 
     def operate(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -255,13 +261,17 @@ class _Convolution:
 
 
 def _shared_terms(
-    layer: _Dense | _Convolution, x: Tensor, rule: str | Decomposition, relevance: Tensor | None
+    layer: _Dense | _Convolution,
+    x: Tensor,
+    rule: str | Decomposition,
+    relevance: Tensor | None,
+    kept: Tensor | None,
 ) -> list[tuple[float, Tensor, Tensor, Tensor]]:
     """``(factor, weight, input, s)`` of every term by which a rule shares relevance."""
     if rule == "gradient":
         if relevance is None:
             raise ValueError("rule 'gradient' needs output_relevance: the gradient of the loss for the module's output")
-        return [(1.0, layer.weight, x, relevance)]
+        return [(1.0, layer.weight, x if kept is None else x * kept, relevance)]
     if isinstance(rule, str) and rule not in DECOMPOSITIONS:
         raise ValueError(f"unknown rule {rule!r}; expected one of {', '.join(DECOMPOSITIONS)}, gradient, or a function")
     split = DECOMPOSITIONS[rule] if isinstance(rule, str) else rule
@@ -273,58 +283,54 @@ def _shared_terms(
         for source, weight in terms[1:]:
             z = z + layer.operate(source, weight, None)
         shares = share(z if relevance is None else relevance, z)
-        shared += [(factor, weight, source, shares) for source, weight in terms]
+        shared += [(factor, weight, source if kept is None else source * kept, shares) for source, weight in terms]
     return shared
 
 
 def _open(
-    module: nn.Module, inputs: Tensor | tuple[Any, ...], relevance: Tensor | None
-) -> tuple[_Dense | _Convolution, Tensor, Tensor | None]:
-    """The layer, its input and the output relevance with a batch axis, in float32 or float64."""
+    module: nn.Module, inputs: Tensor | tuple[Any, ...], relevance: Tensor | None, kept: Tensor | None
+) -> tuple[_Dense | _Convolution, Tensor, Tensor | None, Tensor | None]:
+    """The layer, its input, output relevance and source share with a batch axis, in float32 or float64."""
     if not isinstance(module, nn.Linear | _ConvNd):
         raise _unsupported(module)
     x, *others = inputs if isinstance(inputs, tuple) else (inputs,)
-    bias = None if module.bias is None else module.bias.detach()
     dtype = torch.promote_types(torch.promote_types(x.dtype, module.weight.dtype), torch.float32)
     x = x.detach().to(dtype)
-    bias = None if bias is None else bias.to(dtype)
-    relevance = None if relevance is None else relevance.detach().to(dtype)
+    relevance, kept, bias = (_cast(tensor, dtype) for tensor in (relevance, kept, module.bias))
+    weight = _weight(module).to(dtype)
     if isinstance(module, nn.Linear):
         positions = tuple(x.shape[1:-1])
-        x = x.reshape(x.shape[0] if x.ndim > 1 else 1, math.prod(positions), x.shape[-1])
-        relevance = None if relevance is None else relevance.reshape(*x.shape[:2], -1)
-        return _Dense(_weight(module).to(dtype), bias, positions), x, relevance
-    if x.ndim == len(module.stride) + 1:
-        x, relevance = x[None], None if relevance is None else relevance[None]
-    if _pads_beforehand(module):
-        return _padded(module, x, bias, relevance)
-    layer = _Convolution.of(module, bias)
-    layer = replace(layer, weight=layer.weight.to(dtype))
+        shape = x.shape[0] if x.ndim > 1 else 1, math.prod(positions), -1
+        relevance, kept = (None if tensor is None else tensor.reshape(shape) for tensor in (relevance, kept))
+        return _Dense(weight, bias, positions), x.reshape(shape), relevance, kept
+    if x.ndim == len(module.stride) + 1:  # no batch axis
+        x = x[None]
+        relevance, kept = (None if tensor is None else tensor[None] for tensor in (relevance, kept))
+    layer = replace(_Convolution.of(module), weight=weight, bias=bias)
     if isinstance(module, _ConvTransposeNd):
         padding = _output_padding(module, x, others[0] if others else None, relevance)
-        layer = replace(layer, output_padding=padding)
-    return layer, x, relevance
+        return replace(layer, output_padding=padding), x, relevance, kept
+    if _pads_beforehand(module):
+        mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+        pad = partial(F.pad, pad=module._reversed_padding_repeated_twice, mode=mode)
+        layer = replace(layer, unpad=partial(_unpad, pad, x.shape[1:]))
+        return layer, pad(x), relevance, None if kept is None else pad(kept)
+    return layer, x, relevance, kept
+
+
+def _cast(tensor: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if tensor is None else tensor.detach().to(dtype)
+
+
+def _unpad(pad: Callable[[Tensor], Tensor], shape: torch.Size, padded: Tensor) -> Tensor:
+    """Give the relevance of padding's copies to their originals."""
+    with torch.enable_grad():
+        original = padded.new_zeros(len(padded), *shape, requires_grad=True)
+        return torch.autograd.grad(pad(original), original, padded)[0]
 
 
 def _pads_beforehand(module: _ConvNd) -> bool:
     return module.padding_mode != "zeros" or isinstance(module.padding, str)
-
-
-def _padded(
-    module: _ConvNd, x: Tensor, bias: Tensor | None, relevance: Tensor | None
-) -> tuple[_Convolution, Tensor, Tensor | None]:
-    """A convolution whose padding is a function of its own; ``unpad`` gives copies' relevance to their originals."""
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    widths = module._reversed_padding_repeated_twice
-    shape = x.shape[1:]
-
-    def unpad(padded: Tensor) -> Tensor:
-        with torch.enable_grad():
-            original = padded.new_zeros(len(padded), *shape, requires_grad=True)
-            return torch.autograd.grad(F.pad(original, widths, mode=mode), original, padded)[0]
-
-    layer = _Convolution.of(module, bias, unpad)
-    return replace(layer, weight=layer.weight.to(x.dtype)), F.pad(x, widths, mode=mode), relevance
 
 
 def _output_padding(module: _ConvTransposeNd, x: Tensor, output_size: Any, relevance: Tensor | None) -> tuple[int, ...]:

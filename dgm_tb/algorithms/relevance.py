@@ -57,6 +57,15 @@ class TargetReached(BaseException):
     """Leaves the forward pass right after ``stop_after``; not an Exception, so that no model code swallows it."""
 
 
+@dataclass(frozen=True)
+class Slot:
+    """One call of one layer: its module and the values it was given and gave."""
+
+    module: nn.Module
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+
 class RelevanceMode:
     """Record a forward pass so that relevance can be propagated through it.
 
@@ -82,8 +91,7 @@ class RelevanceMode:
     def __init__(
         self, model: nn.Module, inputs: Any = None, *, rules: Rules | None = None, stop_after: str | None = None
     ) -> None:
-        self.slots: dict[str, tuple[Value, ...]] = {}
-        self._modules: dict[str, nn.Module] = {}
+        self.slots: dict[str, Slot] = {}
         self._model = model
         self._stop_after = stop_after
         self._constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -132,11 +140,16 @@ class RelevanceMode:
         start = _restrict(start, name, axis, neuron, examples)
         if value.rank == Rank.CONSTANT:
             raise ValueError(f"{name!r} depends on neither inputs nor random draws; pass what it is made of as inputs")
-        walk = _Walk(value, start)
-        with torch.set_grad_enabled(start.requires_grad):
-            for record in reversed(self._recorder.tape.records):
+        with torch.no_grad():
+            walk = Walk(value, start)
+            for record in reversed(self.records):
                 walk.step(record)
         return self._collect(name, walk)
+
+    @property
+    def records(self) -> list[Record]:
+        """The function calls of the run, in order."""
+        return self._recorder.tape.records
 
     # -- recording ---------------------------------------------------------------------------------------------------
 
@@ -154,8 +167,9 @@ class RelevanceMode:
         call = self._counts[f"layer {name}"]
         self._counts[f"layer {name}"] += 1
         slot = f"{name}@{call}" if call else name
-        self.slots[slot] = tuple(self._recorder.tape.value_of(tensor) for tensor in tensors_in(result))
-        self._modules[slot] = module
+        value_of = self._recorder.tape.value_of
+        inputs, outputs = (tuple(value_of(tensor) for tensor in tensors_in(tree)) for tree in (arguments, result))
+        self.slots[slot] = Slot(module, inputs, outputs)
         if slot == self._stop_after:
             raise TargetReached(slot)
 
@@ -168,17 +182,17 @@ class RelevanceMode:
         if target not in self.slots:
             ran = ", ".join(slot for slot in self.slots if slot) or "none"
             raise UnknownNameError(f"layer {target!r} was not called in this run; layers that were: {ran}")
-        for value in self.slots[target]:
+        for value in self.slots[target].outputs:
             if value.tensor.is_floating_point():
-                return value, target, neuron_axis(self._modules[target], value.tensor)
+                return value, target, neuron_axis(self.slots[target].module, value.tensor)
         raise ValueError(f"layer {target!r} returned no floating-point tensor, so it has no neurons")
 
-    def _collect(self, name: str, walk: _Walk) -> Relevance:
+    def _collect(self, name: str, walk: Walk) -> Relevance:
         layers: dict[str, Tensor] = {}
-        for slot, values in self.slots.items():
-            reached = next((walk.received[v] for v in values if v in walk.received), None)
-            if reached is not None and slot:
-                layers[slot] = reached
+        for name_of_slot, slot in self.slots.items():
+            reached = next((walk.received[v] for v in slot.outputs if v in walk.received), None)
+            if reached is not None and name_of_slot:
+                layers[name_of_slot] = reached
         leaves = {value: r for value, r in walk.received.items() if value.record is None}
         return Relevance(
             target=name,
@@ -191,7 +205,7 @@ class RelevanceMode:
         )
 
 
-class _Walk:
+class Walk:
     """Relevance on its way back along a tape."""
 
     def __init__(self, target: Value, start: Tensor) -> None:
