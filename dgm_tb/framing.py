@@ -22,7 +22,7 @@ _CRC = struct.Struct("<I")
 def masked_crc(payload: bytes) -> int:
     """The CRC-32C of ``payload``, rotated and offset as TFRecord asks."""
     crc = google_crc32c.value(payload)
-    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+    return int(((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF)
 
 
 def frame(payload: bytes) -> bytes:

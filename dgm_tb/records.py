@@ -89,7 +89,12 @@ KINDS: dict[str, Kind] = {
     "recording": Kind({}, ("schema", "recording", "options", "versions", "model", "resume_step"), "at start"),
     "graph": Kind({}, ("nodes", "edges", "modules", "layers", "weights", "links"), "first batch; when a slot appears"),
     "loss": Kind(
-        {"steps": ("steps",), "global_steps": ("steps",), "values": ("steps", "losses"), "present": ("steps", "losses")},
+        {
+            "steps": ("steps",),
+            "global_steps": ("steps",),
+            "values": ("steps", "losses"),
+            "present": ("steps", "losses"),
+        },
         ("names",),
         "every step",
     ),
@@ -194,7 +199,9 @@ class Finding:
         try:
             return cls(**{key: value for key, value in body.items() if key in known})
         except TypeError as error:
-            raise RecordError(f"a finding needs kind, severity, steps, module and summary; got {sorted(body)}") from error
+            raise RecordError(
+                f"a finding needs kind, severity, steps, module and summary; got {sorted(body)}"
+            ) from error
 
 
 def severity_order(finding: Finding) -> tuple[int, int]:
@@ -238,7 +245,9 @@ def check(record: Record) -> None:
     for name, array in record.arrays.items():
         axes = kind.arrays.get(name)
         if axes is None:
-            raise RecordError(f"a {record.kind} record has no array {name!r}; it has {', '.join(kind.arrays) or 'none'}")
+            raise RecordError(
+                f"a {record.kind} record has no array {name!r}; it has {', '.join(kind.arrays) or 'none'}"
+            )
         fits = array.ndim >= len(axes) - 1 if "*" in axes else array.ndim == len(axes)
         if not fits:
             raise RecordError(f"{record.kind}.{name} has the axes [{', '.join(axes)}]; got shape {array.shape}")
@@ -284,7 +293,9 @@ def parse(payload: bytes) -> Record:
     if not isinstance(body, dict):
         raise RecordError(f"not a record of dgm_tb: the body of {kind!r} is no JSON object")
     prefix = f"{PLUGIN_NAME}/{kind}/"
-    arrays = {value.tag.removeprefix(prefix): _parse_array(value) for value in values[1:] if value.tag.startswith(prefix)}
+    arrays = {
+        value.tag.removeprefix(prefix): _parse_array(value) for value in values[1:] if value.tag.startswith(prefix)
+    }
     first_step = body.pop("first_step", event.step)
     if not isinstance(first_step, int):
         raise RecordError(f"first_step of a {kind} record is a whole number; got {first_step!r}")

@@ -1,0 +1,174 @@
+"""Who contributed to whom in one step: contribution matrices from hooks, and the relevance of one suspect neuron."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dgm_tb.algorithms.contribution import contribution_by_position, contribution_matrix
+from dgm_tb.algorithms.relevance import Relevance, RelevanceMode
+from dgm_tb.callback.examples import main_input, thinned
+from dgm_tb.callback.graph import MATRIX_TYPES
+from dgm_tb.callback.replay import Before, Rerun, as_before
+from dgm_tb.callback.slots import Slot
+from dgm_tb.graph import Graph
+from dgm_tb.records import Record, compact
+
+MAX_ENTRIES = 1 << 22
+"""Larger matrices are not recorded."""
+
+Rules = Mapping[Any, Any]
+
+
+class Attribution:
+    """Takes the contribution matrices of one step while its modules run; plug it into a ``Capture``.
+
+    Args:
+        step: The step.
+        graph: Tells which layers need matrices by position.
+        selections: ``"batch"``, ``"abnormal"``, ``"normal"`` -> position of the example in the batch, None for all.
+        rules: The user's own rules.
+        finding: Id of the finding that asked for it, or "".
+    """
+
+    def __init__(
+        self, step: int, graph: Graph, selections: Mapping[str, int | None], rules: Rules, finding: str = ""
+    ) -> None:
+        self.step = step
+        self.selections = selections
+        self.records: list[Record] = []
+        self.failures: dict[str, str] = {}
+        self._by_position = {link.target for link in graph.links if link.kind == "unflatten"}
+        self._rules = {key: rule for key, rule in rules.items() if isinstance(key, type)}
+        self._finding = finding
+        self._inputs: dict[str, tuple[nn.Module, Tensor]] = {}
+
+    def on_forward(self, slot: Slot, module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Take the forward matrices of one layer."""
+        if not self._has_matrix(module) or not inputs or slot.name.endswith("]"):
+            return
+        x = inputs[0].detach() if isinstance(inputs[0], Tensor) else None
+        if x is None or not x.is_floating_point():
+            return
+        self._inputs[slot.name] = (module, x)
+        for samples, position in self.selections.items():
+            chosen = x if position is None else x[position : position + 1] if len(x) == len(output) else None
+            if chosen is not None:
+                self._take(slot, "forward", samples, chosen, None)
+
+    def on_gradient(self, slot: Slot, gradient: Tensor) -> None:
+        """Take the backward matrix of one layer, once its gradient is known."""
+        if slot.name in self._inputs:
+            _, x = self._inputs[slot.name]
+            for samples, position in self.selections.items():
+                one = slice(None) if position is None else slice(position, position + 1)
+                if position is None or len(x) == len(gradient):
+                    self._take(slot, "backward", samples, x[one], gradient.detach()[one])
+
+    def _has_matrix(self, module: nn.Module) -> bool:
+        return isinstance(module, MATRIX_TYPES) or any(isinstance(module, kind) for kind in self._rules)
+
+    def _take(self, slot: Slot, direction: str, samples: str, x: Tensor, gradient: Tensor | None) -> None:
+        module = self._inputs[slot.name][0]
+        rule = "epsilon" if gradient is None else "gradient"
+        try:
+            with torch.no_grad():
+                rules = self._rules if gradient is None else None
+                matrix = contribution_matrix(module, x, rule=rule, output_relevance=gradient, rules=rules)
+                self._keep(slot, direction, samples, "channel", matrix)
+                if slot.name in self._by_position and len(matrix) * x[0].numel() <= MAX_ENTRIES:
+                    by_position = contribution_by_position(module, x, rule=rule, output_relevance=gradient)
+                    self._keep(slot, direction, samples, "position", by_position.flatten(1))
+        except Exception as error:
+            self.failures[slot.name] = f"{type(error).__name__}: {error}"
+
+    def _keep(self, slot: Slot, direction: str, samples: str, columns: str, matrix: Tensor) -> None:
+        if matrix.numel() > MAX_ENTRIES or not bool(torch.isfinite(matrix).any()):
+            return
+        body = {
+            "step": self.step,
+            "target": slot.name,
+            "direction": direction,
+            "samples": samples,
+            "columns": columns,
+            "finding": self._finding,
+        }
+        values = compact(matrix.float().cpu().numpy())
+        self.records.append(Record("contribution", self.step, self.step, body, {"values": values}))
+
+
+def relevance_records(
+    root: nn.Module,
+    before: Before,
+    weights: list[Tensor],
+    rerun: Rerun,
+    target: Slot,
+    neuron: int,
+    examples: list[int],
+    *,
+    rules: Rules,
+    finding: str,
+    role_of: Callable[[int], str],
+) -> list[Record]:
+    """Run a step again up to ``target`` and propagate one neuron's relevance down to the input, example by example.
+
+    Args:
+        root: The model.
+        before: What the step started from.
+        weights: The weights before it.
+        rerun: Runs it.
+        target: The suspect layer.
+        neuron: Its suspect neuron.
+        examples: Positions in the batch.
+        rules: The user's own rules.
+        finding: Id of the finding.
+        role_of: Position -> ``"abnormal"`` or ``"normal"``.
+    """
+    source = main_input(before.batch)
+    records = []
+    with as_before(root, before, weights) as live:
+        mode = RelevanceMode(root, source, rules=rules, stop_after=target.name)
+        with mode:
+            rerun(before.batch, before.batch_idx, live)
+        for number, position in enumerate(examples):
+            try:
+                relevance = mode.propagate(target.name, neuron, examples=[position])
+            except ValueError:  # not finite for this example
+                continue
+            record = _relevance_record(before.step, relevance, target, neuron, position)
+            body = {**record.body, "finding": finding, "sample": number, "role": role_of(position)}
+            records.append(Record("relevance", before.step, before.step, body, record.arrays))
+    return records
+
+
+def _relevance_record(step: int, relevance: Relevance, target: Slot, neuron: int, position: int) -> Record:
+    layers: list[tuple[str, int, int]] = []
+    parts: list[np.ndarray[Any, Any]] = []
+    offset = 0
+    for name, of_layer in relevance.layers.items():
+        if name == target.name or of_layer.dim() < 2 or position >= len(of_layer):
+            continue
+        of_example = of_layer[position].detach().float()
+        per_neuron = of_example.flatten(1).sum(1) if of_example.dim() > 1 else of_example
+        layers.append((name, offset, len(per_neuron)))
+        parts.append(per_neuron.cpu().numpy())
+        offset += len(per_neuron)
+    maps = next(iter(relevance.inputs.values()), None)
+    total = relevance.total or 1.0
+    leak = {**relevance.leaked, **relevance.stopped, "noise": relevance.noise}
+    body = {
+        "step": step,
+        "target": target.name,
+        "neuron": neuron,
+        "sample": 0,
+        "layers": layers,
+        "total": relevance.total,
+        "leak": {name: amount / total for name, amount in leak.items() if amount},
+        "stopped": sorted(relevance.stopped),
+    }
+    arrays = {"values": np.concatenate(parts) if parts else np.zeros(0, np.float32)}
+    if maps is not None:
+        arrays["input"] = thinned(maps[position : position + 1].detach().float())[0].cpu().numpy()
+    return Record("relevance", step, step, body, arrays)

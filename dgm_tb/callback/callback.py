@@ -1,0 +1,236 @@
+"""When: maps PyTorch Lightning's hooks to the recorder's steps, and finds out where to write."""
+
+import socket
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+from torch import Tensor
+
+import dgm_tb
+from dgm_tb import framing, records
+from dgm_tb.callback.examples import SamplerObserver, batch_size
+from dgm_tb.callback.options import Options
+from dgm_tb.callback.recorder import Recorder
+from dgm_tb.callback.rerun import LightningRerun
+from dgm_tb.records import Finding
+
+
+class DGMTrackerCallback(Callback):
+    """Records a training for TensorBoard's tab *DGMTracker*, ``dgm-tb diagnose`` and ``dgm_tb.open_run``.
+
+    It never changes the training: losses and final weights are those without it, bit for bit on the CPU. If something
+    goes wrong inside it, it warns once, says what is lost, and training goes on.
+
+    Args:
+        logdir: Run folder to write to; by default that of the trainer's TensorBoard logger, else the trainer's
+            ``log_dir``, else its ``default_root_dir``.
+        every_n_steps: Observe the neurons in every n-th step. Losses and alarms: every step.
+        window_steps: Observed steps summed up in one point of the all-neuron dynamics; 1 keeps every step.
+        ring_steps: Last steps kept whole in memory, batches included, and written when something goes wrong.
+        snapshot_steps: Contribution matrices are taken at the first step and at 1, 2, 5, 10, 20, 50, ... times this.
+        max_overhead: Share of the training time that observing may take; beyond ten seconds and this share, fewer
+            steps are observed. None: no limit.
+        max_disk_mb: Size of the recording on disk in MB after which only losses, layer statistics and findings go on.
+        on_finding: ``"warn"``, ``"stop"`` (stops after a finding of severity error), ``"ignore"``, or a function that
+            gets each ``Finding``.
+        rules: Further rules of relevance propagation: module class or function -> rule.
+        roles: Names for the parts of the model, such as ``{"generator": "net_g"}``.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        *,
+        logdir: str | Path | None = None,
+        every_n_steps: int = 1,
+        window_steps: int = 16,
+        ring_steps: int = 8,
+        snapshot_steps: int = 50,
+        max_overhead: float | None = 0.05,
+        max_disk_mb: int = 2048,
+        on_finding: Literal["warn", "stop", "ignore"] | Any = "warn",
+        rules: Mapping[Any, Any] | None = None,
+        roles: Mapping[str, str] | None = None,
+    ) -> None:
+        self.options = Options(
+            logdir=logdir,
+            every_n_steps=every_n_steps,
+            window_steps=window_steps,
+            ring_steps=ring_steps,
+            snapshot_steps=snapshot_steps,
+            max_overhead=max_overhead,
+            max_disk_mb=max_disk_mb,
+            on_finding=on_finding,
+            rules=dict(rules or {}),
+            roles=dict(roles or {}),
+        )
+        self.recorder: Recorder | None = None
+        self._observer = SamplerObserver()
+        self._step = 0
+        self._n_backward = 0
+        self._findings: list[Finding] = []
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything found so far, in the order it was found."""
+        return self.recorder.findings if self.recorder is not None else self._findings
+
+    # -- start and end -------------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Start to observe the samplers, before Lightning makes its first iterator."""
+        if stage == "fit":
+            self._observer.install()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the recording."""
+        try:
+            self._start(trainer, pl_module)
+        except Exception as error:
+            self.recorder = None
+            text = f"dgm_tb records nothing, training goes on: {type(error).__name__}: {error}"
+            warnings.warn(text, stacklevel=2)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write everything."""
+        self._close("finished")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Look into the step that raised, and write everything."""
+        if self.recorder is not None:
+            self.recorder.fail(exception)
+        self._close("exception")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write everything, if it was not done yet, and leave no trace."""
+        self._close("finished")
+        self._observer.remove()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The step counter, for resuming."""
+        return {"step": self.recorder.step if self.recorder is not None else self._step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on counting where the checkpoint was written."""
+        self._step = int(state_dict.get("step", 0))
+
+    # -- steps ---------------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Begin a step."""
+        if self.recorder is not None:
+            loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
+            indices = self._observer.next_batch(loaders, batch_size(batch))
+            self._n_backward = 0
+            self.recorder.begin_step(batch, batch_idx, indices)
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        """Note the loss of each manual backward pass."""
+        if self.recorder is not None and not pl_module.automatic_optimization:
+            self.recorder.note_loss(f"backward.{self._n_backward}", loss)
+            self._n_backward += 1
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Note the gradients, unscaled and not yet clipped."""
+        if self.recorder is not None:
+            self.recorder.note_gradients(p for group in optimizer.param_groups for p in group["params"])
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """End the step."""
+        if self.recorder is None:
+            return
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if isinstance(loss, Tensor):
+            self.recorder.note_loss("loss", loss.detach() * trainer.accumulate_grad_batches)
+        self.recorder.end_step(trainer.global_step)
+        if self.recorder.should_stop:
+            trainer.should_stop = True
+
+    # -- internals -----------------------------------------------------------------------------------------------------
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        folder = self._run_folder(trainer)
+        is_writing = folder is not None and trainer.is_global_zero and not bool(getattr(trainer, "fast_dev_run", False))
+        facts = {
+            "versions": {
+                "dgm_tb": dgm_tb.__version__,
+                "torch": torch.__version__,
+                "lightning": lightning.__version__,
+                "python": sys.version.split()[0],
+            },
+            "model": type(pl_module).__name__,
+            "resume_step": self._step,
+            "rank": trainer.global_rank,
+            "world_size": trainer.world_size,
+        }
+        rerun = LightningRerun(pl_module, trainer.precision_plugin.train_step_context)
+        place = folder / "plugins" / records.PLUGIN_NAME if is_writing and folder is not None else None
+        self.recorder = Recorder(pl_module, self.options, place, facts, rerun if rerun.can_run else None)
+        self._tap_log(pl_module)
+        if is_writing and folder is not None:
+            _write_marker(trainer, folder)
+
+    def _run_folder(self, trainer: Trainer) -> Path | None:
+        if self.options.logdir is not None:
+            return Path(self.options.logdir)
+        for logger in trainer.loggers:
+            if isinstance(logger, TensorBoardLogger):
+                return Path(logger.log_dir)
+        return Path(trainer.log_dir or trainer.default_root_dir)
+
+    def _tap_log(self, pl_module: LightningModule) -> None:
+        """See every value that the training step logs, under its own name, as it is logged."""
+        log, recorder = pl_module.log, self.recorder
+
+        def tapped(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+            if recorder is not None and recorder.is_in_step:
+                recorder.note_loss(name, value)
+            log(name, value, *args, **kwargs)
+
+        pl_module.__dict__["log"] = tapped
+
+    def _close(self, reason: str) -> None:
+        if self.recorder is not None:
+            self.recorder.close(reason)
+            self.recorder.root.__dict__.pop("log", None)
+            self._step, self._findings = self.recorder.step, self.recorder.findings
+            self.recorder = None
+
+
+def _write_marker(trainer: Trainer, folder: Path) -> None:
+    """Tell TensorBoard, through the user's own logger, that this run has a recording: the tab shows at once."""
+    metadata = summary_pb2.SummaryMetadata(
+        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=records.PLUGIN_NAME, content=b"1"),
+        data_class=summary_pb2.DATA_CLASS_TENSOR,
+    )
+    tensor = tensor_pb2.TensorProto(dtype=types_pb2.DT_FLOAT, float_val=[1.0])
+    tensor.tensor_shape.SetInParent()
+    value = summary_pb2.Summary.Value(tag=records.MARKER_TAG, metadata=metadata, tensor=tensor)
+    summary = summary_pb2.Summary(value=[value])
+    for logger in trainer.loggers:
+        if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
+            logger.experiment._get_file_writer().add_summary(summary, 0)
+            return
+    if any(folder.glob("*tfevents*")):
+        return  # a second event file would freeze the first one's scalars in TensorBoard's Python backend
+    now = time.time()
+    events = [
+        event_pb2.Event(wall_time=now, file_version="brain.Event:2"),
+        event_pb2.Event(wall_time=now, step=0, summary=summary),
+    ]
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"events.out.tfevents.{int(now):010d}.{socket.gethostname()}.dgmtracker"
+    (folder / name).write_bytes(b"".join(framing.frame(event.SerializeToString()) for event in events))

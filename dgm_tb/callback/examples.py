@@ -1,0 +1,160 @@
+"""Which training examples are in a batch, and what they look like."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dgm_tb.callback.nested import tensors_in
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_PIXELS = 128 * 128
+"""Inputs with more values per channel are thinned out before they are recorded."""
+
+
+class SamplerObserver:
+    """Notes the dataset indices that each data loader draws, without drawing anything itself.
+
+    While installed, a ``DataLoader`` iterates over a wrapper of its (batch) sampler that passes everything on and
+    keeps the indices. Lightning makes the first iterator before any of a callback's hooks could reach the loader,
+    so this is installed on the class, in ``setup``, and removed in ``teardown``.
+    """
+
+    def __init__(self) -> None:
+        self._original: Any = None
+        self._drawn: dict[int, deque[list[int] | None]] = {}
+
+    def install(self) -> None:
+        """Start to observe. Safe to call twice."""
+        original = DataLoader.__dict__.get("_index_sampler")
+        if self._original is not None or not isinstance(original, property) or original.fget is None:
+            return
+        self._original, get, drawn = original, original.fget, self._drawn
+
+        def observed(loader: DataLoader[Any]) -> Any:
+            return _ObservedSampler(get(loader), lambda indices: drawn.__setitem__(id(loader), indices))
+
+        DataLoader._index_sampler = property(observed)  # type: ignore[assignment,method-assign]
+
+    def remove(self) -> None:
+        """Stop to observe. Safe to call twice."""
+        if self._original is not None:
+            DataLoader._index_sampler = self._original  # type: ignore[method-assign]
+            self._original = None
+        self._drawn.clear()
+
+    def next_batch(self, loaders: Sequence[Any], size: int | None) -> list[int] | None:
+        """Dataset indices of the next batch of the first of ``loaders`` that was observed.
+
+        Args:
+            loaders: The training data loaders, the main one first.
+            size: Number of examples in the batch, as a check.
+
+        Returns:
+            One index per example, or None where they can't be known (iterable data sets, own batching).
+        """
+        found: list[int] | None = None
+        for number, loader in enumerate(loaders):
+            drawn = self._drawn.get(id(loader))
+            indices = drawn.popleft() if drawn else None
+            if number == 0:
+                found = indices
+        return found if found is not None and (size is None or len(found) == size) else None
+
+
+class _ObservedSampler:
+    """A sampler that tells which indices it hands out; otherwise the sampler it wraps."""
+
+    def __init__(self, sampler: Any, start: Callable[[deque[list[int] | None]], None]) -> None:
+        self._sampler = sampler
+        self._start = start
+
+    def __iter__(self) -> Iterator[Any]:
+        drawn: deque[list[int] | None] = deque(maxlen=100_000)
+        self._start(drawn)
+        for indices in self._sampler:
+            drawn.append(_as_indices(indices))
+            yield indices
+
+    def __len__(self) -> int:
+        return len(self._sampler)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampler, name)
+
+
+def _as_indices(drawn: Any) -> list[int] | None:
+    try:
+        return [int(index) for index in drawn] if isinstance(drawn, (list, tuple)) else [int(drawn)]
+    except (TypeError, ValueError):
+        return None
+
+
+def batch_size(batch: Any) -> int | None:
+    """Number of examples: the length of the first tensor that has axes, or None."""
+    return next((len(tensor) for tensor in tensors_in(batch) if tensor.dim()), None)
+
+
+def main_input(batch: Any) -> Tensor | None:
+    """The tensor that is shown as the example: the first floating-point one with an axis besides the examples'."""
+    size = batch_size(batch)
+    candidates = [t for t in tensors_in(batch) if t.dim() > 1 and len(t) == size]
+    return next((t for t in candidates if t.is_floating_point()), candidates[0] if candidates else None)
+
+
+def labels(batch: Any) -> Tensor | None:
+    """The first tensor with one whole number per example, or None."""
+    size = batch_size(batch)
+    return next(
+        (t for t in tensors_in(batch) if t.dim() == 1 and len(t) == size and not t.is_floating_point()), None
+    )
+
+
+def largest_per_example(tensor: Tensor) -> Array:
+    """Largest ``|value|`` of each example ``[examples]``; Inf where an example holds NaN or Inf."""
+    flat = tensor.detach().reshape(len(tensor), -1).abs().float()
+    largest = flat.amax(1).cpu().numpy().astype(np.float64)
+    return np.where(np.isfinite(largest), largest, np.inf)
+
+
+def thinned(inputs: Tensor) -> Tensor:
+    """``[examples, ...]`` with every n-th row and column of large images, so that they stay small on disk."""
+    while inputs.dim() >= 3 and inputs.shape[-1] * inputs.shape[-2] > MAX_PIXELS:
+        inputs = inputs[..., ::2, ::2]
+    if inputs.dim() == 2 and inputs.shape[1] > 3 * MAX_PIXELS:
+        inputs = inputs[:, : 3 * MAX_PIXELS]
+    return inputs
+
+
+def axes_of(inputs: Tensor) -> str:
+    """Names of the axes of the recorded inputs: ``NCHW``, ``NHW``, ``NF`` or ``N`` with as many ``x`` as needed."""
+    if inputs.dim() == 4:
+        return "NCHW" if inputs.shape[1] <= 4 or inputs.shape[-1] > 4 else "NHWC"
+    return {2: "NF", 3: "NHW"}.get(inputs.dim(), "N" + "x" * (inputs.dim() - 1))
+
+
+class RandomState:
+    """The state of the random generators that a training step may draw from."""
+
+    def __init__(self) -> None:
+        import random
+
+        self._torch = torch.get_rng_state()
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+        self._python = random.getstate()
+        self._numpy = np.random.get_state()  # noqa: NPY002 - the user's step may draw from the global generator
+
+    def restore(self) -> None:
+        """Set all generators back to this state."""
+        import random
+
+        torch.set_rng_state(self._torch)
+        if self._cuda is not None:
+            torch.cuda.set_rng_state_all(self._cuda)
+        random.setstate(self._python)
+        np.random.set_state(self._numpy)  # noqa: NPY002

@@ -1,0 +1,224 @@
+"""What to do about a step: nothing, remember a suspicion, or make a finding with all its evidence."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dgm_tb.algorithms.detection import OUTLIER_RATIO
+from dgm_tb.callback.attribution import Attribution, relevance_records
+from dgm_tb.callback.examples import axes_of, labels, main_input, thinned
+from dgm_tb.callback.investigate import ExampleTable, Investigator, Step, Verdict
+from dgm_tb.callback.replay import as_before
+from dgm_tb.callback.verdicts import nonfinite_finding, outlier_finding
+from dgm_tb.graph import Graph
+from dgm_tb.records import Record
+
+if TYPE_CHECKING:
+    from dgm_tb.callback.recorder import Recorder
+
+MAX_FINDINGS = 16
+N_EXAMPLES = 4
+
+
+@dataclass
+class _Suspicion:
+    """A finite step that broke with its history, with the example out of line in it."""
+
+    step: Step
+    verdict: Verdict
+    finding: str
+
+
+class Inquiry:
+    """Looks into every step of one recording.
+
+    The true cause may lie before the step that shows it: an abnormal example whose gradient is finite but huge spoils
+    the weights, and the next, innocent batch is the first to give NaN. So steps that break with their history are
+    looked into while their weights are still known.
+
+    Args:
+        recorder: Whose steps they are.
+    """
+
+    def __init__(self, recorder: "Recorder") -> None:
+        self._recorder = recorder
+        self._suspicion: _Suspicion | None = None
+        self._is_armed = True
+        self._n_findings = 0
+
+    def look_into(self, step: Step) -> None:
+        """Judge one step, before it enters the ring."""
+        if not self._is_finite(step):
+            if self._is_armed and self._n_findings < MAX_FINDINGS:
+                self._is_armed = False
+                self._on_nonfinite(step)
+            return
+        self._is_armed = True
+        if self._recorder.ring.breaks_with_history(step) is not None and self._n_findings < MAX_FINDINGS:
+            self._on_break(step)
+
+    def _is_finite(self, step: Step) -> bool:
+        values = [*step.losses.values(), *step.gradient_norms.values()]
+        slots = self._recorder.capture.slots
+        return bool(np.isfinite(values).all()) and not step.bad_weights and step.row.is_finite(slots)
+
+    def _on_break(self, step: Step) -> None:
+        recorder = self._recorder
+        if not step.row.examples:
+            return
+        verdict = self._investigator().outlier(step, recorder.trace)
+        if verdict is None:
+            return
+        number = self._next_number()
+        recorder.emit(outlier_finding(verdict, step, last_step=step.step, did_damage=False), number)
+        self._write_evidence(step, verdict, number)
+        self._suspicion = _Suspicion(step, verdict, number)
+
+    def _on_nonfinite(self, step: Step) -> None:
+        recorder = self._recorder
+        verdict = self._investigator().nonfinite(step, recorder.weights.before, recorder.rerun)
+        cause, known = step, ""
+        if verdict.everywhere or not verdict.positions:
+            earlier = self._earlier_cause(step)
+            if earlier is not None:
+                cause, known = earlier.step, earlier.finding
+                verdict = _merged(verdict, earlier.verdict)
+        number = self._next_number()
+        recorder.emit(nonfinite_finding(verdict, step, cause), number)
+        if cause is step:
+            self._write_evidence(step, verdict, number)
+        if verdict.positions:
+            found = outlier_finding(verdict, cause, last_step=step.step, did_damage=True)
+            if float(found.evidence.get("ratio_to_median_example", 0.0)) >= OUTLIER_RATIO:
+                recorder.emit(found, known or self._next_number())
+        recorder.write_ring(f"finding {number}")
+
+    def _earlier_cause(self, step: Step) -> _Suspicion | None:
+        """The step in the ring whose batch holds an example out of line, the one under suspicion first."""
+        recorder = self._recorder
+        ring = list(recorder.ring.steps)
+        if self._suspicion is not None and any(known is self._suspicion.step for known in ring):
+            return self._suspicion
+        for known in reversed(ring[-3:]):
+            verdict = self._investigator().outlier(known, recorder.trace) if known.row.examples else None
+            if verdict is not None:
+                return _Suspicion(known, verdict, "")
+        return None
+
+    def _investigator(self) -> Investigator:
+        recorder = self._recorder
+        leaves, _ = recorder.leaves()
+        return Investigator(recorder.root, leaves, recorder.capture.slots)
+
+    def _next_number(self) -> str:
+        self._n_findings += 1
+        return f"f{self._n_findings}"
+
+    # -- evidence ------------------------------------------------------------------------------------------------------
+
+    def _write_evidence(self, step: Step, verdict: Verdict, finding: str) -> None:
+        """The examples, the contributions and the relevance behind a finding, as far as they can be had."""
+        recorder, before = self._recorder, step.before
+        if before is None:
+            return
+        table = ExampleTable(step, recorder.capture.slots)
+        abnormal = verdict.positions[:N_EXAMPLES]
+        normal = _ordinary(verdict, table.n_examples)
+        roles = {**dict.fromkeys(normal, "normal"), **dict.fromkeys(abnormal, "abnormal")}
+        self._write_samples(step, table, [*abnormal, *normal], roles, finding)
+        if recorder.rerun is None or not recorder.weights.before or not before.is_unchanged():
+            recorder.note(f"finding {finding}: the step can't be run again, so there are no contributions for it")
+            return
+        try:
+            self._write_contributions(step, abnormal, normal, finding)
+            slot = next((slot for slot in recorder.capture.slots if slot.name == verdict.layer), None)
+            if slot is not None and verdict.neurons:
+                found = relevance_records(
+                    recorder.root,
+                    before,
+                    recorder.weights.before,
+                    recorder.rerun,
+                    slot,
+                    verdict.neurons[0],
+                    [*abnormal, *normal],
+                    rules=recorder.options.rules,
+                    finding=finding,
+                    role_of=roles.__getitem__,
+                )
+                for record in found:
+                    recorder.write(record)
+        except Exception as error:
+            recorder.note(f"finding {finding}: no full attribution, {type(error).__name__}: {error}")
+
+    def _write_samples(
+        self, step: Step, table: ExampleTable, positions: list[int], roles: dict[int, str], finding: str
+    ) -> None:
+        recorder, before = self._recorder, step.before
+        source = main_input(before.batch) if before is not None else None
+        if source is None or before is None or not positions:
+            return
+        inputs = thinned(source.detach()[positions].float())
+        of_batch = labels(before.batch)
+        examples = [
+            {
+                "index": before.indices[p] if before.indices is not None else None,
+                "position": p,
+                "role": roles[p],
+                "label": int(of_batch[p]) if of_batch is not None else None,
+            }
+            for p in positions
+        ]
+        names, values = table.by_layer(positions)
+        body = {"step": step.step, "finding": finding, "examples": examples, "layers": names, "axes": axes_of(inputs)}
+        arrays = {"inputs": inputs.cpu().numpy(), "statistics": values.astype(np.float32)}
+        recorder.write(Record("samples", step.step, step.step, body, arrays))
+
+    def _write_contributions(self, step: Step, abnormal: list[int], normal: list[int], finding: str) -> None:
+        recorder, before = self._recorder, step.before
+        if before is None or recorder.rerun is None:
+            return
+        chosen: dict[str, int | None] = {"batch": None}
+        chosen.update({"abnormal": abnormal[0]} if abnormal else {})
+        chosen.update({"normal": normal[0]} if normal else {})
+        attribution = Attribution(step.step, recorder.graph or Graph(), chosen, recorder.options.rules, finding)
+        with as_before(recorder.root, before, recorder.weights.before) as live:
+            recorder.capture.begin()
+            recorder.capture.listener, recorder.capture.on_gradient = attribution.on_forward, attribution.on_gradient
+            try:
+                loss = recorder.rerun(before.batch, before.batch_idx, live)
+                if loss is not None and loss.requires_grad:
+                    loss.backward()  # type: ignore[no-untyped-call]
+            except Exception as error:
+                recorder.note(f"finding {finding}: running the step again ended with {type(error).__name__}: {error}")
+            finally:
+                recorder.capture.end()
+                recorder.capture.listener = recorder.capture.on_gradient = None
+        for record in attribution.records:
+            recorder.write(record)
+
+
+def _merged(symptom: Verdict, cause: Verdict) -> Verdict:
+    """The verdict about the step that holds the cause, with what the step that showed it adds."""
+    modules = [m for m in (*cause.modules, symptom.module) if m != cause.module]
+    evidence = {**cause.evidence, "first_nonfinite_module": symptom.module}
+    return Verdict(
+        step=cause.step,
+        symptom="outlier",
+        module=cause.module,
+        modules=list(dict.fromkeys(modules)),
+        layer=cause.layer,
+        neurons=cause.neurons,
+        positions=cause.positions,
+        normal=cause.normal,
+        op=symptom.op,
+        evidence=evidence,
+    )
+
+
+def _ordinary(verdict: Verdict, n_examples: int) -> list[int]:
+    """A few examples to compare with: the most ordinary one first."""
+    if verdict.normal is None:
+        return []
+    others = [p for p in range(n_examples) if p not in verdict.positions and p != verdict.normal]
+    return [verdict.normal, *others[: N_EXAMPLES - 1]]

@@ -1,0 +1,354 @@
+"""From a step that went wrong to a verdict: the layer, the neurons, the examples and the operation behind it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dgm_tb.algorithms.detection import OUTLIER_RATIO, Outliers, outlying_examples, worst_neurons
+from dgm_tb.callback.capture import StepRow
+from dgm_tb.callback.examples import largest_per_example, main_input
+from dgm_tb.callback.reductions import MAX, MIN
+from dgm_tb.callback.replay import Before, Origin, OriginFinder, Rerun, find_origin
+from dgm_tb.callback.slots import Slot
+from dgm_tb.callback.tracer import Trace
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_AMPLIFIERS = ("exp", "exp2", "expm1", "sinh", "cosh", "pow", "square", "div", "reciprocal", "rsqrt", "log", "sqrt")
+"""Functions that turn a large but finite value into a non-finite one, the most violent first."""
+
+
+@dataclass
+class Step:
+    """Everything known about one step.
+
+    Attributes:
+        step: The callback's batch counter.
+        row: Sums of every neuron and largest activation of every example.
+        before: What the step started from; None if it can't be replayed.
+        losses: Name -> value.
+        gradient_norms: Parameter -> norm of its gradient, before clipping.
+        bad_weights: Parameters that are not finite after the step.
+    """
+
+    step: int
+    row: StepRow
+    before: Before | None
+    losses: dict[str, float] = field(default_factory=dict)
+    gradient_norms: dict[str, float] = field(default_factory=dict)
+    bad_weights: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Verdict:
+    """Who is to blame for a step.
+
+    Attributes:
+        step: The step that holds the cause.
+        symptom: Where it showed first: ``forward``, ``loss``, ``backward``, ``weights`` or ``outlier``.
+        module: Best suspect.
+        modules: Further ones.
+        layer: Its slot, if its neurons are recorded, to attribute; else "".
+        neurons: The worst neurons of ``layer``.
+        positions: Positions of the abnormal examples in the batch, worst first.
+        normal: Position of an ordinary example.
+        op: Function that produced the first non-finite value.
+        everywhere: Whether every example is affected, so that no single one can be blamed in this step.
+        evidence: Numbers.
+    """
+
+    step: int
+    symptom: str
+    module: str = ""
+    modules: list[str] = field(default_factory=list)
+    layer: str = ""
+    neurons: list[int] = field(default_factory=list)
+    positions: list[int] = field(default_factory=list)
+    normal: int | None = None
+    op: str = ""
+    everywhere: bool = False
+    evidence: dict[str, Any] = field(default_factory=dict)
+
+
+class Investigator:
+    """Looks into single steps of one model.
+
+    Args:
+        root: The model.
+        leaves: Fully-qualified name -> module, for every module that is one node of the DAG.
+        slots: All slots, in the order of their first call.
+    """
+
+    def __init__(self, root: nn.Module, leaves: Mapping[str, nn.Module], slots: Sequence[Slot]) -> None:
+        self.root = root
+        self.leaves = leaves
+        self.slots = slots
+
+    def nonfinite(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> Verdict:
+        """Find where a step's first NaN or Inf came from.
+
+        Args:
+            step: The step.
+            weights: The weights before it; empty if they were not kept.
+            rerun: Runs it again; None if that is impossible.
+        """
+        table = ExampleTable(step, self.slots)
+        can_replay = rerun is not None and bool(weights) and step.before is not None and step.before.is_unchanged()
+        if can_replay and rerun is not None and step.before is not None:
+            finder = find_origin(self.root, self.leaves, step.before, weights, rerun)
+            if finder.origin is not None:
+                return self._from_origin(step, finder, finder.origin, table)
+        return self._from_row(step, table)
+
+    def outlier(self, step: Step, trace: Trace) -> Verdict | None:
+        """Find the example behind a step whose loss or gradient broke with its history, all finite.
+
+        Returns:
+            The verdict, or None if no example is out of line.
+        """
+        table = ExampleTable(step, self.slots)
+        outliers = table.outliers()
+        if not outliers.positions:
+            return None
+        slot = self._amplified(trace, table, outliers) or table.slot(outliers.layer)
+        verdict = Verdict(step.step, "outlier", everywhere=False)
+        self._blame(verdict, step, table, outliers, slot)
+        return verdict
+
+    def _from_origin(self, step: Step, finder: OriginFinder, origin: Origin, table: "ExampleTable") -> Verdict:
+        verdict = Verdict(step.step, "forward" if origin.bad.dim() else "loss", op=origin.op)
+        bad_rows = origin.bad.reshape(len(origin.bad), -1).any(1) if origin.bad.dim() else origin.bad
+        knows_rows = origin.bad.dim() > 0 and len(origin.bad) == table.n_examples
+        verdict.everywhere = not knows_rows or bool(bad_rows.all())
+        outliers = table.outliers(until=origin.node)
+        slot = self._suspect(finder, origin, table, outliers)
+        rows = torch.nonzero(bad_rows).flatten().tolist() if knows_rows and not verdict.everywhere else []
+        self._blame(verdict, step, table, outliers, slot, rows)
+        if slot is not None and origin.bad.dim() > 1:
+            neurons = _bad_neurons(origin, slot)
+            verdict.neurons = neurons or verdict.neurons
+        if origin.op_inputs:
+            largest = max(float(tensor.abs().max()) for tensor in origin.op_inputs)
+            verdict.evidence["largest_input"] = largest
+        place = origin.module or (verdict.module if slot is None else "")
+        if slot is None:
+            verdict.module = place
+        elif place and place not in (verdict.module, *verdict.modules):
+            verdict.modules.insert(0, place)
+        return verdict
+
+    def _from_row(self, step: Step, table: "ExampleTable") -> Verdict:
+        """Without a replay, or when the forward pass is finite: what the recorded numbers say."""
+        row, outliers = step.row, table.outliers()
+        called = [slot for slot, count in zip(self.slots, row.counts, strict=False) if count]
+        forward = [slot for slot in called if not row.extremes_finite(slot)]
+        slot: Slot | None
+        if forward:
+            verdict, slot = Verdict(step.step, "forward"), forward[0]
+        else:
+            verdict = Verdict(step.step, "backward" if self._bad_gradients(step) else "weights")
+            bad = self._bad_gradients(step)
+            slot = bad[-1] if bad else self._slot_of(self._worst_parameter(step)) or table.slot(outliers.layer)
+            if not np.isfinite(list(step.losses.values())).all():
+                verdict.symptom = "loss"
+        verdict.everywhere = not outliers.positions
+        self._blame(verdict, step, table, outliers, slot)
+        if slot is None:
+            verdict.module = self._worst_parameter(step).rpartition(".")[0]
+        return verdict
+
+    def _blame(
+        self,
+        verdict: Verdict,
+        step: Step,
+        table: "ExampleTable",
+        outliers: Outliers,
+        slot: Slot | None,
+        rows: Sequence[int] = (),
+    ) -> None:
+        """Fill in examples, layer and neurons."""
+        ranked = [p for p in outliers.positions if not rows or p in rows]
+        verdict.positions = (ranked + [row for row in rows if row not in ranked])[:16]
+        verdict.normal = outliers.normal if outliers.normal not in verdict.positions else None
+        if outliers.positions:
+            verdict.evidence["ratio_to_median_example"] = outliers.ratios[0]
+            verdict.evidence["first_out_of_line"] = table.name(outliers.layer)
+        if slot is None:
+            return
+        verdict.module, verdict.layer = slot.module, slot.name
+        verdict.neurons = worst_neurons(_extremes(step.row, slot))
+        if verdict.positions and (values := table.values(slot)) is not None:
+            verdict.evidence["largest_activation"] = float(values[verdict.positions[0]])
+            verdict.evidence["median_activation"] = float(np.median(values[np.isfinite(values)]))
+        first = table.slot(outliers.layer)
+        if first is not None and outliers.positions and first.module != verdict.module:
+            verdict.modules.append(first.module)
+
+    def _suspect(
+        self, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers
+    ) -> Slot | None:
+        """The layer whose output, finite but extreme, made the function fail; or the layer that failed itself."""
+        own = next((slot for slot in self.slots if slot.name == origin.node), None)
+        if own is not None and any(True for _ in self.leaves[own.module].parameters()):
+            return own
+        parents = _explaining(origin) or origin.parents
+        found = [slot for parent in parents for slot in self._upstream(finder.trace, parent)]
+        if not found:
+            return own
+        worst = outliers.positions[0] if outliers.positions else None
+        return max(found, key=lambda slot: table.ratio(slot, worst)) if len(found) > 1 else found[0]
+
+    def _amplified(self, trace: Trace, table: "ExampleTable", outliers: Outliers) -> Slot | None:
+        """The out-of-line layer that feeds the most violent function of the DAG."""
+        worst = outliers.positions[0]
+        for op in _AMPLIFIERS:
+            fed = [
+                slot
+                for node in trace.nodes.values()
+                if node.op == op
+                for parent in trace.inputs_of[node.id]
+                for slot in self._upstream(trace, parent)
+                if table.ratio(slot, worst) >= OUTLIER_RATIO
+            ]
+            if fed:
+                return max(fed, key=lambda slot: table.ratio(slot, worst))
+        return None
+
+    def _upstream(self, trace: Trace, node: str) -> list[Slot]:
+        """The nearest layers at or above a node that have weights (or, lacking those, neurons)."""
+        by_name = {slot.name: slot for slot in self.slots}
+        found: list[Slot] = []
+        seen, queue = {node}, [node]
+        while queue:
+            name = queue.pop(0)
+            slot = by_name.get(name)
+            if slot is not None and any(True for _ in self.leaves[slot.module].parameters()):
+                found.append(slot)
+                continue
+            parents = [parent for parent in trace.inputs_of.get(name, []) if parent not in seen]
+            if slot is not None and not parents:
+                found.append(slot)
+            seen.update(parents)
+            queue += parents
+        return found
+
+    def _bad_gradients(self, step: Step) -> list[Slot]:
+        row = step.row
+        return [
+            slot
+            for number, slot in enumerate(self.slots[: len(row.gradient_counts)])
+            if row.gradient_counts[number] and not bool(torch.isfinite(row.gradient[slot.columns]).all())
+        ]
+
+    @staticmethod
+    def _worst_parameter(step: Step) -> str:
+        bad = [name for name, norm in step.gradient_norms.items() if not np.isfinite(norm)] or step.bad_weights
+        if bad:
+            return bad[-1]
+        norms = step.gradient_norms
+        return max(norms, key=lambda name: norms[name]) if norms else ""
+
+    def _slot_of(self, parameter: str) -> Slot | None:
+        module = parameter.rpartition(".")[0]
+        return next((slot for slot in self.slots if slot.module == module), None)
+
+
+class ExampleTable:
+    """Largest ``|value|`` of every example of a step, in the input and in every layer.
+
+    Attributes:
+        n_examples: Number of examples; 0 if unknown.
+    """
+
+    def __init__(self, step: Step, slots: Sequence[Slot]) -> None:
+        rows: list[tuple[Slot | None, Array]] = []
+        source = main_input(step.before.batch) if step.before is not None else None
+        if source is not None and source.is_floating_point():
+            rows.append((None, largest_per_example(source)))
+        self.n_examples = len(rows[0][1]) if rows else _common_length(step.row.examples)
+        for number, largest in step.row.examples.items():
+            if len(largest) == self.n_examples:
+                values = largest.cpu().numpy().astype(np.float64)
+                rows.append((slots[number], np.where(np.isfinite(values), values, np.inf)))
+        self._rows = rows
+
+    def outliers(self, until: str = "") -> Outliers:
+        """Examples out of line, judged by the layers before the slot ``until``."""
+        rows = self._rows
+        stop = next((n for n, (slot, _) in enumerate(rows) if slot is not None and slot.name == until), len(rows))
+        chosen = [values for _, values in rows[:stop]]
+        return outlying_examples(np.stack(chosen) if chosen else np.zeros((0, 0)))
+
+    def slot(self, number: int) -> Slot | None:
+        """The slot of a row; the first layer if the row is the input."""
+        rows = [slot for slot, _ in self._rows[number:] if slot is not None]
+        return rows[0] if rows else None
+
+    def name(self, number: int) -> str:
+        """Name of a row: ``input`` or the slot's."""
+        slot = self._rows[number][0] if number < len(self._rows) else None
+        return slot.name if slot is not None else "input"
+
+    def values(self, slot: Slot) -> Array | None:
+        """The row of a slot ``[examples]``."""
+        return next((values for known, values in self._rows if known is slot), None)
+
+    def by_layer(self, positions: Sequence[int]) -> tuple[list[str], Array]:
+        """Names of all layers known here, and the values of some examples ``[examples, layers]``."""
+        rows = [(slot.name, values[list(positions)]) for slot, values in self._rows if slot is not None]
+        return [name for name, _ in rows], np.stack([v for _, v in rows], 1) if rows else np.zeros((len(positions), 0))
+
+    def ratio(self, slot: Slot, position: int | None) -> float:
+        """How far the example at ``position`` (or else the strongest one) stands out in a layer; 0 if unknown."""
+        values = self.values(slot)
+        if values is None or not len(values):
+            return 0.0
+        finite = values[np.isfinite(values)]
+        center = float(np.median(finite)) if len(finite) else 0.0
+        value = float(values.max()) if position is None else float(values[position])
+        return value / max(center, 1e-12)
+
+
+def _common_length(examples: Mapping[int, Tensor]) -> int:
+    lengths = [len(largest) for largest in examples.values()]
+    return max(set(lengths), key=lengths.count) if lengths else 0
+
+
+def _extremes(row: StepRow, slot: Slot) -> Array:
+    """The value of largest magnitude of every neuron of a slot."""
+    low, high = row.activation[MIN, slot.columns].cpu().numpy(), row.activation[MAX, slot.columns].cpu().numpy()
+    return np.where(np.abs(low) > np.abs(high), low, high)
+
+
+def _explaining(origin: Origin) -> list[str]:
+    """The parents whose tensors are proportional to what went into the failing function, best first."""
+    scores: dict[str, float] = {}
+    if len(origin.parents) < 2 or len(origin.parents) != len(origin.inputs):
+        return []
+    for parent, tensor in zip(origin.parents, origin.inputs, strict=True):
+        for other in origin.op_inputs:
+            if tensor.numel() == other.numel() and tensor.numel() > 1:
+                a, b = tensor.flatten().double(), other.flatten().double()
+                score = float(torch.abs(a @ b) / (a.norm() * b.norm()).clamp_min(1e-300))
+                scores[parent] = max(scores.get(parent, 0.0), score)
+    best = max(scores.values(), default=0.0)
+    return [parent for parent, score in scores.items() if score >= max(0.999, best - 1e-6)]
+
+
+def _bad_neurons(origin: Origin, slot: Slot, limit: int = 8) -> list[int]:
+    """Neurons of ``slot`` at which the function's output is not finite, the largest input first."""
+    bad = origin.bad
+    axis = bad.dim() - 1 if slot.is_last_axis else 1
+    if bad.shape[axis] != slot.neurons:
+        return []
+    others = [n for n in range(bad.dim()) if n != axis]
+    neurons = torch.nonzero(bad.any(dim=others) if others else bad).flatten().tolist()
+    same = next((tensor for tensor in origin.op_inputs if tensor.shape == bad.shape), None)
+    if same is not None:
+        size = torch.where(bad, same.abs(), torch.zeros_like(same)).amax(others) if others else same.abs()
+        neurons.sort(key=lambda n: -float(size[n]))
+    return [int(n) for n in neurons[:limit]]

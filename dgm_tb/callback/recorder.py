@@ -1,0 +1,346 @@
+"""Records one training: knows what to do in a step, not who calls it. Lightning-free; see ``callback.py`` for when."""
+
+import functools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dgm_tb import records
+from dgm_tb.callback.attribution import Attribution
+from dgm_tb.callback.capture import Capture, StepRow, statistics_of
+from dgm_tb.callback.governor import Governor
+from dgm_tb.callback.graph import build_graph
+from dgm_tb.callback.inquiry import Inquiry
+from dgm_tb.callback.investigate import Step
+from dgm_tb.callback.options import Options
+from dgm_tb.callback.replay import Before, Rerun, remember
+from dgm_tb.callback.ring import Ring
+from dgm_tb.callback.slots import observable_modules
+from dgm_tb.callback.tracer import Trace, Tracer
+from dgm_tb.callback.weights import WeightWatch
+from dgm_tb.callback.windows import Row, Windows
+from dgm_tb.callback.writer import SegmentWriter
+from dgm_tb.graph import Graph
+from dgm_tb.records import Finding, Record
+
+FLUSH_SECONDS = 2.0
+FLUSH_ROWS = 256
+
+_ALWAYS = ("recording", "graph", "loss", "layer_statistics", "samples", "relevance", "finding", "note", "end")
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+
+
+def never_raises(method: _F) -> _F:
+    """A method whose errors end the recording, with one warning, and never the training."""
+
+    @functools.wraps(method)
+    def guarded(self: "Recorder", *args: Any, **kwargs: Any) -> Any:
+        if self.is_broken:
+            return None
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            self.give_up(f"{method.__name__} failed with {type(error).__name__}: {error}")
+            return None
+
+    return guarded  # type: ignore[return-value]
+
+
+class Recorder:
+    """Observes one model and writes one recording.
+
+    Args:
+        root: The model.
+        options: The options.
+        folder: Where the recording's own folder is made; None records nothing on disk (findings still come).
+        facts: What the recording says of itself, besides the options: ``versions``, ``model``, ``resume_step``.
+        rerun: Runs a training step again, or None if that is impossible.
+
+    Attributes:
+        findings: Everything found so far.
+        is_broken: Whether an error of ours ended the recording.
+        should_stop: Whether a finding asks the training to stop.
+        step: Number of the current or next step.
+    """
+
+    def __init__(
+        self, root: nn.Module, options: Options, folder: Path | None, facts: dict[str, Any], rerun: Rerun | None = None
+    ) -> None:
+        self.root = root
+        self.options = options
+        self.findings: list[Finding] = []
+        self.is_broken = False
+        self.should_stop = False
+        self.step = int(facts.get("resume_step", 0))
+        self.rerun = rerun
+        self.capture = Capture(root)
+        self.weights = WeightWatch(root)
+        self.graph: Graph | None = None
+        self.trace = Trace()
+        self.ring = Ring(options.ring_steps)
+        self._governor = Governor(options.every_n_steps, options.max_overhead)
+        self._windows = Windows(options.window_steps)
+        self._inquiry = Inquiry(self)
+        self._is_full = False
+        self._writer = self._open(folder, facts)
+        self._tracer: Tracer | None = None
+        self._attribution: Attribution | None = None
+        self._before: Before | None = None
+        self._losses: dict[str, Tensor | float] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._must_trace = True
+        self._extra_snapshot = -1
+        self._is_closed = False
+        self.is_in_step = False
+        self._began = self._ended = time.perf_counter()
+        self._own = 0.0
+        self._flushed = time.monotonic()
+        self._n_fresh = 0
+
+    @never_raises
+    def begin_step(self, batch: Any, batch_idx: int, indices: list[int] | None) -> None:
+        """Start observing a step.
+
+        Args:
+            batch: What ``training_step`` is going to get; kept by reference for ``ring_steps`` steps.
+            batch_idx: The number it is going to get.
+            indices: Dataset index of every example, or None.
+        """
+        self._began = time.perf_counter()
+        self._losses, self._gradients = {}, {}
+        self.weights.begin()
+        self._before = remember(self.step, batch, batch_idx, indices, self.root)
+        self.is_in_step = True
+        if self._governor.is_due(self.step) or self._must_trace:
+            self.capture.begin()
+            if self._is_snapshot():
+                graph = self.graph or Graph()
+                self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
+                self.capture.listener = self._attribution.on_forward
+                self.capture.on_gradient = self._attribution.on_gradient
+        if self._must_trace and self.capture.is_active:
+            leaves, _ = self.leaves()
+            self._tracer = Tracer(self.root, leaves, batch)
+            self._tracer.__enter__()
+        self._own = time.perf_counter() - self._began
+
+    def note_loss(self, name: str, value: Any) -> None:
+        """Note a loss of the current step; whatever is no number is passed over."""
+        if isinstance(value, Tensor):
+            if value.numel() == 1 and not value.is_complex():
+                self._losses[name] = value.detach()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            self._losses[name] = float(value)
+
+    @never_raises
+    def note_gradients(self, parameters: Iterable[Tensor]) -> None:
+        """Note the gradients that an optimizer is about to use, before they are clipped."""
+        began = time.perf_counter()
+        self._gradients.update(self.weights.gradient_norms(parameters))
+        self._own += time.perf_counter() - began
+
+    @never_raises
+    def end_step(self, global_step: int) -> None:
+        """Take in the step that has ended, and look into it if something is wrong.
+
+        Args:
+            global_step: Lightning's number of optimizer steps so far.
+        """
+        began = time.perf_counter()
+        if not self.is_in_step:
+            return
+        step = self._leave_step()
+        quantities: dict[str, Any] = {}
+        if any(step.row.counts):
+            quantities = self._quantities(step)
+        self._windows.add(Row(self.step, global_step, quantities, step.losses))
+        self._write_attribution()
+        self._inquiry.look_into(step)
+        self.ring.add(step)
+        self.step += 1
+        self._flush_if_due()
+        now = time.perf_counter()
+        own, elapsed = self._own + self.capture.take_cost() + now - began, now - self._ended
+        self._ended = now
+        if self._governor.account(own, elapsed):
+            self.note(f"within max_overhead, one step in {self._governor.cadence} is observed from {self.step} on")
+
+    @never_raises
+    def fail(self, error: BaseException) -> None:
+        """The training raised: look into the step that did not end, and write everything."""
+        if self.is_in_step:
+            step = self._leave_step()
+            self._windows.add(Row(self.step, self.step, {}, step.losses))
+            if isinstance(error, Exception):
+                self._inquiry.look_into(step)
+            self.ring.add(step)
+        reason = "exception" if isinstance(error, Exception) else "interrupted"
+        self.close(reason, f"{type(error).__name__}: {error}"[:2000])
+
+    @never_raises
+    def close(self, reason: str, exception: str = "") -> None:
+        """Write what is left, end the recording and remove every hook. Safe to call twice."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        self._leave_tracer()
+        for record in self._windows.take(is_last=True):
+            self.write(record)
+        self.write_ring(reason)
+        body = {"reason": reason, "last_step": self.step - 1, "exception": exception}
+        self.write(Record("end", self.step, self.step, body))
+        self.capture.close()
+        if self._writer is not None:
+            self._writer.close()
+
+    def write(self, record: Record) -> None:
+        """Queue a record for the disk; beyond ``max_disk_mb`` only what ``_ALWAYS`` lists."""
+        if self._writer is None or (self._is_full and record.kind not in _ALWAYS):
+            return
+        self._writer.write(record)
+        if not self._is_full and self._writer.n_bytes > self.options.max_disk_mb << 20:
+            self._is_full = True
+            self.note(f"the recording has reached max_disk_mb={self.options.max_disk_mb}: no more neurons from here on")
+
+    def write_ring(self, reason: str) -> None:
+        """Write the last steps at full resolution."""
+        record = self.ring.to_record(self.capture.slots, reason) if self.capture.slots else None
+        if record is not None:
+            self.write(record)
+
+    def note(self, text: str) -> None:
+        """Say something in the recording."""
+        self.write(Record("note", self.step, self.step, {"text": text}))
+
+    def emit(self, finding: Finding, number: str) -> None:
+        """Take in a finding: record it and do what the user asked for."""
+        self.findings.append(finding)
+        self.write(Record("finding", finding.step, finding.last_step, {"id": number, "finding": finding.to_json()}))
+        action = self.options.on_finding
+        if callable(action):
+            action(finding)
+        elif action != "ignore":
+            warnings.warn(f"dgm_tb: {finding.summary}. {finding.advice}", stacklevel=2)
+            self.should_stop = self.should_stop or (action == "stop" and finding.severity == "error")
+
+    def give_up(self, reason: str) -> None:
+        """End the recording because of an error of ours; training goes on."""
+        self.is_broken = True
+        self._leave_tracer()
+        self.capture.close()
+        warnings.warn(f"dgm_tb stops recording at step {self.step}, training goes on: {reason}", stacklevel=3)
+        if self._writer is not None:
+            self.note(f"recording stopped: {reason}")
+            body = {"reason": "exception", "last_step": self.step, "exception": reason}
+            self.write(Record("end", self.step, self.step, body))
+            self._writer.close()
+
+    def leaves(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
+        """Every module that is one node of the DAG, and why some of them have no recorded neurons."""
+        chosen, skipped = observable_modules(self.root)
+        modules = dict(self.root.named_modules())
+        losses = {n: m for n, m in modules.items() if isinstance(m, nn.modules.loss._Loss)}
+        return {**chosen, **{name: modules[name] for name in skipped}, **losses}, skipped
+
+    # -- inside a step -------------------------------------------------------------------------------------------------
+
+    def _leave_step(self) -> Step:
+        self._leave_tracer()
+        row = self.capture.end() or StepRow(torch.zeros(5, 0), [], torch.zeros(0), [])
+        self.capture.listener = self.capture.on_gradient = None
+        self.is_in_step = False
+        self._take_graph()
+        losses = {name: float(value) for name, value in self._losses.items()}
+        norms = {name: float(norm) for name, norm in self._gradients.items()}
+        return Step(self.step, row, self._before, losses, norms)
+
+    def _quantities(self, step: Step) -> dict[str, Any]:
+        activation, gradient = statistics_of(step.row, self.capture.slots)
+        norms, ratios, norms_before = self.weights.end()
+        if not bool(torch.isfinite(norms).all()):
+            step.bad_weights = self.weights.nonfinite_parameters()
+        return {
+            "activation": activation.astype(np.float32),
+            "gradient": gradient.astype(np.float32)[None],
+            "weight": norms.numpy()[None],
+            "update": np.stack([ratios.numpy(), norms_before.numpy()]),
+        }
+
+    def _leave_tracer(self) -> None:
+        tracer, self._tracer = self._tracer, None
+        if tracer is not None:
+            tracer.__exit__(None, None, None)
+            self.trace = tracer.trace
+            self._must_trace = False
+
+    def _take_graph(self) -> None:
+        if not self.capture.has_grown:
+            return
+        self.capture.has_grown = False
+        is_first = self.graph is None
+        _, skipped = self.leaves()
+        unrecorded = {**skipped, **self.capture.skipped}
+        self.graph = build_graph(self.root, self.trace, self.capture.slots, self.weights.entries, unrecorded)
+        spans = [(slot.offset, slot.neurons) for slot in self.capture.slots]
+        rows = [(entry.offset, entry.neurons) for entry in self.weights.entries]
+        self._windows.layers = {"activation": spans, "gradient": spans, "weight": rows, "update": rows}
+        self.write(Record("graph", self.step, self.step, self.graph.to_json()))
+        if is_first and any(link.kind == "unflatten" for link in self.graph.links):
+            self._extra_snapshot = self.step + self._governor.cadence
+        self._must_trace = not is_first and any(slot.name not in self.trace.nodes for slot in self.capture.slots)
+
+    def _is_snapshot(self) -> bool:
+        first = self.options.snapshot_steps
+        if self.step < first:
+            return self.graph is None or self.step == self._extra_snapshot
+        scale = 10 ** int(np.log10(self.step / first) + 1e-9)
+        return any(self.step == first * scale * m for m in (1, 2, 5)) or (first == 1 and self.step < 10)
+
+    def _write_attribution(self) -> None:
+        attribution, self._attribution = self._attribution, None
+        if attribution is None:
+            return
+        for record in attribution.records:
+            self.write(record)
+        for layer, failure in attribution.failures.items():
+            self.note(f"no contributions of {layer} at step {attribution.step}: {failure}")
+
+    def _flush_if_due(self) -> None:
+        self._n_fresh += 1
+        now = time.monotonic()
+        if now - self._flushed >= FLUSH_SECONDS or self._n_fresh >= FLUSH_ROWS:
+            for record in self._windows.take():
+                self.write(record)
+            self._flushed, self._n_fresh = now, 0
+
+    def _open(self, folder: Path | None, facts: dict[str, Any]) -> SegmentWriter | None:
+        if folder is None:
+            return None
+        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}"
+        try:
+            writer = SegmentWriter(folder / name)
+        except OSError as error:
+            text = f"dgm_tb can't write to {folder}: {error}; nothing is recorded, training goes on"
+            warnings.warn(text, stacklevel=3)
+            return None
+        body = {
+            "schema": records.SCHEMA_VERSION,
+            "recording": name,
+            "options": self.options.to_json(),
+            "window_steps": self.options.window_steps,
+            "started": time.time(),
+            **facts,
+        }
+        writer.write(Record("recording", self.step, self.step, body))
+        if not self.weights.keeps_copy and self.weights.parameters:
+            text = "the weights are not copied (too large or sharded): no relative updates, no replay of a failing step"
+            writer.write(Record("note", self.step, self.step, {"text": text}))
+        return writer

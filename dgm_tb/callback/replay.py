@@ -1,0 +1,248 @@
+"""Runs a recorded training step again, with the weights, buffers and random state it had, and leaves no trace.
+
+Everything the second run may change is put back: parameters, gradients, buffers, module attributes, random state,
+training flags. Whoever runs the step (``Rerun``) keeps the optimizers from stepping and the loggers from logging.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dgm_tb.callback.examples import RandomState
+from dgm_tb.callback.nested import tensors_in
+from dgm_tb.callback.tracer import Tracer
+
+Rerun = Callable[[Any, int, Mapping[int, Tensor]], Tensor | None]
+"""Runs the training step on a batch and its number. The mapping gives, by ``id(parameter)``, the weights that the step
+really led to, for an optimizer that steps in the middle of it. Returns the loss in automatic optimization."""
+
+_INTERNAL = ("_parameters", "_buffers", "_modules")
+_CONTAINERS = (list, dict, set, deque, OrderedDict)
+
+
+@dataclass
+class Before:
+    """What a step started from.
+
+    Attributes:
+        step: The step.
+        batch: The batch, by reference.
+        batch_idx: Lightning's number of it.
+        indices: Dataset indices of its examples, if known.
+        versions: Version counters of the batch's tensors: a batch changed in place can't be replayed.
+        random: Random state.
+        buffers: Copies of the model's buffers.
+    """
+
+    step: int
+    batch: Any
+    batch_idx: int
+    indices: list[int] | None
+    versions: list[int]
+    random: RandomState
+    buffers: list[Tensor]
+
+    def is_unchanged(self) -> bool:
+        """Whether the batch still holds what it held."""
+        return self.versions == [tensor._version for tensor in tensors_in(self.batch)]
+
+
+def remember(step: int, batch: Any, batch_idx: int, indices: list[int] | None, root: nn.Module) -> Before:
+    """What is needed to run this step again, besides the weights."""
+    with torch.no_grad():
+        buffers = [buffer.detach().clone() for buffer in root.buffers()]
+    versions = [tensor._version for tensor in tensors_in(batch)]
+    return Before(step, batch, batch_idx, indices, versions, RandomState(), buffers)
+
+
+@contextmanager
+def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterator[dict[int, Tensor]]:
+    """Put the model back to how it was before the step; on leaving, to how it was on entering.
+
+    Yields:
+        ``id(parameter)`` -> its weights as they were on entering.
+    """
+    live_random = RandomState()
+    parameters, buffers = list(root.parameters()), list(root.buffers())
+    live_weights = [parameter.detach().clone() for parameter in parameters]
+    live_buffers = [buffer.detach().clone() for buffer in buffers]
+    gradients = [parameter.grad for parameter in parameters]
+    flags = [parameter.requires_grad for parameter in parameters]
+    attributes = [(module, _attributes(module)) for module in root.modules()]
+    try:
+        for parameter in parameters:
+            parameter.grad = None
+        _load(parameters, weights)
+        _load(buffers, before.buffers)
+        before.random.restore()
+        with torch.enable_grad():
+            yield {id(parameter): live for parameter, live in zip(parameters, live_weights, strict=True)}
+    finally:
+        for module, saved in attributes:
+            _restore_attributes(module, saved)
+        _load(parameters, live_weights)
+        _load(buffers, live_buffers)
+        for parameter, gradient, flag in zip(parameters, gradients, flags, strict=True):
+            parameter.grad = gradient
+            parameter.requires_grad_(flag)
+        live_random.restore()
+
+
+def _load(tensors: list[Any], values: list[Tensor]) -> None:
+    """Copy values in without raising version counters: a live graph may still hold these tensors."""
+    for tensor, value in zip(tensors, values, strict=False):
+        tensor.data.copy_(value)
+
+
+def _attributes(module: nn.Module) -> dict[str, tuple[Any, Any]]:
+    """Every own attribute of a module with a copy of what it holds."""
+    return {
+        name: (value, _shallow(value))
+        for name, value in vars(module).items()
+        if name not in _INTERNAL and not name.endswith("_hooks") and "_hooks_" not in name
+    }
+
+
+def _shallow(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.copy() if type(value) in _CONTAINERS else None
+
+
+def _restore_attributes(module: nn.Module, saved: dict[str, tuple[Any, Any]]) -> None:
+    own = vars(module)
+    for name in [name for name in own if name not in saved and name not in _INTERNAL and "_hooks" not in name]:
+        del own[name]
+    for name, (value, copy) in saved.items():
+        own[name] = value
+        if isinstance(value, Tensor):
+            value.data.copy_(copy)
+        elif type(value) in _CONTAINERS:
+            value.clear()
+            (value.extend if isinstance(value, (list, deque)) else value.update)(copy)
+
+
+class _Found(BaseException):
+    """Leaves the training step once the origin is known; no Exception, so that no model code swallows it."""
+
+
+@dataclass
+class Origin:
+    """The first function with finite inputs and a non-finite output.
+
+    Attributes:
+        node: Id of the DAG node it belongs to.
+        op: Name of the function, as deep inside a leaf module as it happened.
+        module: Leaf module that ran it, or the innermost module whose ``forward`` did.
+        is_leaf: Whether ``module`` is a leaf module.
+        parents: Ids of the DAG nodes whose outputs went in, one per tensor of ``inputs``.
+        bad: Where the output is not finite, bool, in its shape.
+        inputs: The floating-point tensors that went in, detached.
+        op_inputs: Those that went into ``op`` itself (other ones if it ran inside a leaf module).
+    """
+
+    node: str
+    op: str
+    module: str
+    is_leaf: bool
+    parents: list[str]
+    bad: Tensor
+    inputs: list[Tensor]
+    op_inputs: list[Tensor]
+
+
+class OriginFinder(Tracer):
+    """Watches a forward pass for the first non-finite value that no input explains, and stops the pass there.
+
+    Attributes:
+        origin: What was found, or None if the whole pass stayed finite.
+    """
+
+    origin: Origin | None = None
+    _inner: tuple[str, list[Tensor]] | None = None
+    _leaf_inputs: list[Tensor] | None = None
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run ``func`` and look at what came out."""
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if self._suspended or name in ("backward", "__get__", "__set__"):
+            return super().__torch_function__(func, types, args, kwargs)
+        inputs = _finite_inputs((args, kwargs))
+        if self._depth:
+            output = func(*args, **kwargs)
+            if self._inner is None and inputs and _is_bad(output):
+                self._inner = (name.strip("_"), inputs)
+            return output
+        parents = self._parents((args, kwargs))
+        output = super().__torch_function__(func, types, args, kwargs)
+        if inputs and parents and _is_bad(output):
+            node, path = self._node(output), self._path[-1]
+            self._report(Origin(node, name.strip("_"), path, False, parents, _bad(output), inputs, inputs))
+        return output
+
+    def before_leaf(self, arguments: Any) -> None:
+        """Look at what goes into a leaf module."""
+        self._inner = None
+        self._leaf_inputs = _finite_inputs(arguments)
+
+    def after_leaf(self, slot: str, module: str, output: Any) -> None:
+        """Look at what comes out of it."""
+        if self._leaf_inputs is None or not _is_bad(output):
+            return
+        op, op_inputs = self._inner or ("", self._leaf_inputs)
+        parents = self.trace.inputs_of.get(slot, [])
+        self._report(Origin(slot, op, module, True, parents, _bad(output), self._leaf_inputs, op_inputs))
+
+    def _node(self, output: Any) -> str:
+        return next((node for tensor in tensors_in(output) if (node := self.node_of(tensor))), "")
+
+    def _report(self, origin: Origin) -> None:
+        self.origin = origin
+        raise _Found
+
+
+def find_origin(
+    root: nn.Module, leaves: Mapping[str, nn.Module], before: Before, weights: list[Tensor], rerun: Rerun
+) -> OriginFinder:
+    """Run a step again up to its first non-finite value.
+
+    Returns:
+        The finder: its ``origin`` is None if the forward pass stays finite, its ``trace`` ends there.
+    """
+    with as_before(root, before, weights) as live:
+        finder = OriginFinder(root, leaves, before.batch)
+        try:
+            with finder:
+                rerun(before.batch, before.batch_idx, live)
+        except _Found:
+            pass
+        except Exception:
+            return finder  # the step raises by itself, as it did when it was live
+        return finder
+
+
+def _finite_inputs(arguments: Any) -> list[Tensor] | None:
+    """The floating-point tensors among the arguments, or None if one of them is not finite."""
+    tensors = [tensor for tensor in tensors_in(arguments) if tensor.is_floating_point() and tensor.numel()]
+    return None if any(map(_has_bad, tensors)) else [tensor.detach() for tensor in tensors]
+
+
+def _is_bad(output: Any) -> bool:
+    return any(_has_bad(tensor) for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel())
+
+
+def _has_bad(tensor: Tensor) -> bool:
+    with torch._C.DisableTorchFunction():
+        return not bool(torch.isfinite(tensor.detach()).all())
+
+
+def _bad(output: Any) -> Tensor:
+    with torch._C.DisableTorchFunction():
+        tensors = [tensor for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel()]
+        return next(~torch.isfinite(tensor.detach()) for tensor in tensors if _has_bad(tensor))

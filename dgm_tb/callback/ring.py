@@ -1,0 +1,75 @@
+"""The last steps at full resolution, and what has been usual lately."""
+
+from collections import deque
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.algorithms.detection import JUMP_RATIO, jump
+from dgm_tb.callback.capture import statistics_of
+from dgm_tb.callback.investigate import Step
+from dgm_tb.callback.slots import Slot
+from dgm_tb.records import Record
+
+HISTORY_STEPS = 64
+
+
+class Ring:
+    """Keeps whole steps for ``ring_steps``, and their losses and gradient norms for 64.
+
+    Args:
+        ring_steps: Steps kept with every neuron's numbers and every example's largest activations.
+    """
+
+    def __init__(self, ring_steps: int) -> None:
+        self.steps: deque[Step] = deque(maxlen=ring_steps)
+        self._losses: dict[str, deque[float]] = {}
+        self._gradient: deque[float] = deque(maxlen=HISTORY_STEPS)
+
+    def add(self, step: Step) -> None:
+        """Take in a step."""
+        self.steps.append(step)
+        for name, value in step.losses.items():
+            self._losses.setdefault(name, deque(maxlen=HISTORY_STEPS)).append(value)
+        self._gradient.append(_norm(step.gradient_norms))
+
+    def breaks_with_history(self, step: Step) -> tuple[str, float] | None:
+        """The loss (or ``"gradient norm"``) that is far above all recent ones, with the ratio; None if none is."""
+        ratios = {name: jump(self._losses.get(name, ()), value) for name, value in step.losses.items()}
+        ratios["gradient norm"] = jump(self._gradient, _norm(step.gradient_norms))
+        name = max(ratios, key=lambda key: ratios[key])
+        return (name, ratios[name]) if ratios[name] >= JUMP_RATIO else None
+
+    def to_record(self, slots: list[Slot], reason: str) -> Record | None:
+        """The ring as a record, or None if nothing was observed."""
+        observed = [step for step in self.steps if any(step.row.counts)]
+        if not observed:
+            return None
+        neurons = slots[-1].offset + slots[-1].neurons
+        n_examples = max((len(v) for step in observed for v in step.row.examples.values()), default=0)
+        activation = np.full((len(observed), 5, neurons), np.nan, np.float32)
+        gradient = np.full((len(observed), neurons), np.nan, np.float32)
+        examples = np.full((len(observed), len(slots), n_examples), np.nan, np.float32)
+        indices = np.full((len(observed), n_examples), -1, np.int64)
+        for number, step in enumerate(observed):
+            of_step, gradient_of_step = statistics_of(step.row, slots)
+            activation[number, :, : of_step.shape[1]] = of_step
+            gradient[number, : len(gradient_of_step)] = gradient_of_step
+            for slot, largest in step.row.examples.items():
+                examples[number, slot, : len(largest)] = largest.cpu().numpy()
+            if step.before is not None and step.before.indices is not None:
+                known = step.before.indices[:n_examples]
+                indices[number, : len(known)] = known
+        arrays: dict[str, Any] = {
+            "steps": np.array([step.step for step in observed], np.int64),
+            "activation": activation,
+            "gradient": gradient,
+            "examples": examples,
+            "indices": indices,
+        }
+        losses = [dict(step.losses) for step in observed]
+        return Record("ring", observed[0].step, observed[-1].step, {"reason": reason, "losses": losses}, arrays)
+
+
+def _norm(norms: dict[str, float]) -> float:
+    return float(np.sqrt(np.sum(np.square(list(norms.values()))))) if norms else 0.0

@@ -1,0 +1,115 @@
+"""From verdicts to findings: the sentence, the evidence and the advice that a user reads."""
+
+from typing import Any
+
+from dgm_tb.callback.investigate import Step, Verdict
+from dgm_tb.records import Finding
+
+_ADVICE = {
+    "exp": "bound what goes into exp: softplus instead of exp for a variance, or clamp the log-variance to [-10, 10]; "
+    "and look at the example",
+    "log": "keep the argument of log away from zero: log(x + eps), log1p, or a loss that takes logits",
+    "sqrt": "keep the argument of sqrt away from zero and below: sqrt(x + eps)",
+    "div": "keep the divisor away from zero: x / (y + eps)",
+    "pow": "bound what is raised to a power, or compute in float32",
+}
+_CHECK_EXAMPLE = "look at the example: is it scaled, decoded and labelled like the others? Remove it or repair it"
+_CHECK_STEP = "lower the learning rate, clip gradients, and look at the layer's weights in the steps before"
+
+
+def nonfinite_finding(verdict: Verdict, symptom_step: Step, cause: Step) -> Finding:
+    """The finding for a step with NaN or Inf.
+
+    Args:
+        verdict: About the step that holds the cause.
+        symptom_step: The step in which the first non-finite value was seen.
+        cause: The step that holds the cause (often the same).
+    """
+    samples, evidence = _samples(verdict, cause)
+    evidence["first_nonfinite_step"] = symptom_step.step
+    evidence["symptom"] = verdict.symptom
+    evidence["losses"] = dict(symptom_step.losses)
+    return Finding(
+        kind="nonfinite",
+        severity="error",
+        step=cause.step,
+        first_step=cause.step,
+        last_step=symptom_step.step,
+        module=verdict.module,
+        modules=verdict.modules,
+        neurons=verdict.neurons,
+        samples=samples,
+        summary=_nonfinite_sentence(verdict, symptom_step, cause, samples),
+        evidence=evidence,
+        advice=_ADVICE.get(verdict.op, _CHECK_EXAMPLE if samples else _CHECK_STEP),
+    )
+
+
+def outlier_finding(verdict: Verdict, cause: Step, *, last_step: int, did_damage: bool) -> Finding:
+    """The finding for an example that is out of line with its batch.
+
+    Args:
+        verdict: About the step that holds it; names at least one position.
+        cause: That step.
+        last_step: Last step of the evidence.
+        did_damage: Whether it made something non-finite.
+    """
+    samples, evidence = _samples(verdict, cause)
+    ratio = float(evidence.get("ratio_to_median_example", 0.0))
+    where = evidence.get("first_out_of_line", "input")
+    return Finding(
+        kind="outlier_sample",
+        severity="error" if did_damage else "warning",
+        step=cause.step,
+        first_step=cause.step,
+        last_step=last_step,
+        module=verdict.module,
+        modules=verdict.modules,
+        neurons=verdict.neurons,
+        samples=samples,
+        summary=f"{_example(samples, evidence)} is {ratio:.3g} times as large as the batch's median example at step "
+        f"{cause.step}, from {where} on",
+        evidence=evidence,
+        advice=_CHECK_EXAMPLE,
+    )
+
+
+def _samples(verdict: Verdict, cause: Step) -> tuple[list[int], dict[str, Any]]:
+    indices = cause.before.indices if cause.before is not None else None
+    evidence = dict(verdict.evidence)
+    evidence["sample_index"] = "batch" if indices is None else "dataset"
+    evidence["batch_positions"] = list(verdict.positions)
+    if verdict.op:
+        evidence["op"] = verdict.op
+    if indices is None:
+        return list(verdict.positions), evidence
+    return [indices[p] for p in verdict.positions if p < len(indices)], evidence
+
+
+def _nonfinite_sentence(verdict: Verdict, symptom: Step, cause: Step, samples: list[int]) -> str:
+    module = verdict.module or "training_step"
+    what = {
+        "forward": f"{verdict.op or 'the forward pass'} of {module} is not finite",
+        "loss": f"the loss is not finite: {verdict.op or 'an operation'} after {module}",
+        "backward": f"the gradient of {module} is not finite",
+        "weights": f"the weights of {module} are not finite after the step",
+        "outlier": f"{module} takes extreme values",
+    }[verdict.symptom]
+    sentence = f"{what} at step {cause.step}"
+    if samples:
+        sentence += f", because of {_example(samples, verdict.evidence | {'sample_index': _kind(cause)})}"
+        largest, median = (verdict.evidence.get(key) for key in ("largest_activation", "median_activation"))
+        if largest is not None and median is not None:
+            sentence += f" (|activation| {largest:.3g}, median of the batch {median:.3g})"
+    if symptom.step != cause.step:
+        sentence += f"; the first NaN or Inf shows in step {symptom.step}, whose batch is innocent"
+    return sentence
+
+
+def _kind(step: Step) -> str:
+    return "batch" if step.before is None or step.before.indices is None else "dataset"
+
+
+def _example(samples: list[int], evidence: dict[str, Any]) -> str:
+    kind = "example" if evidence.get("sample_index") == "dataset" else "batch position"
+    return f"{kind} {samples[0]}" if samples else "an example"

@@ -1,0 +1,141 @@
+"""Weights before and after each step: norms and relative updates per neuron, and the copy that replay needs."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from dgm_tb.callback.reductions import rows_norm
+from dgm_tb.graph import Weight
+
+MAX_COPY_BYTES = 1 << 30
+"""Above this the weights are not copied: no relative update and no replay (said in the recording)."""
+
+
+@dataclass
+class _Incoming:
+    """The weights of one module's neurons."""
+
+    entry: Weight
+    number: int
+    neuron_axis: int
+    groups: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.entry.offset, self.entry.offset + self.entry.neurons)
+
+    def norm(self, weight: Tensor) -> Tensor:
+        return rows_norm(_wide(weight), self.neuron_axis, self.groups)
+
+
+class WeightWatch:
+    """Watches the parameters of one model.
+
+    Attributes:
+        entries: One per module with incoming weights; append-only order of ``named_modules``.
+        neurons: Number of all their neurons.
+        keeps_copy: Whether the weights before the step are kept.
+    """
+
+    def __init__(self, root: nn.Module) -> None:
+        self.names = [name for name, _ in root.named_parameters()]
+        self.parameters = [parameter for _, parameter in root.named_parameters()]
+        n_bytes = sum(p.numel() * p.element_size() for p in self.parameters if _is_plain(p))
+        self.keeps_copy = 0 < n_bytes <= MAX_COPY_BYTES and all(map(_is_plain, self.parameters))
+        self._numbers = {id(parameter): number for number, parameter in enumerate(self.parameters)}
+        self._incoming = list(_incoming_weights(root, self._numbers))
+        self.entries = [incoming.entry for incoming in self._incoming]
+        self.neurons = self.entries[-1].offset + self.entries[-1].neurons if self.entries else 0
+        self.before: list[Tensor] = []
+        self._norm: Tensor | None = None
+
+    def begin(self) -> None:
+        """Copy the weights as they are before the step."""
+        if not self.keeps_copy:
+            return
+        with torch.no_grad():
+            live = [parameter.detach() for parameter in self.parameters]
+            if [tensor.device for tensor in self.before] != [tensor.device for tensor in live]:
+                self.before = [tensor.clone() for tensor in live]
+            else:
+                torch._foreach_copy_(self.before, live)
+
+    def end(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Measure the weights after the step.
+
+        Returns:
+            The norm of every neuron's incoming weights; the norm of the step's change over the norm before it (0 for
+            unchanged weights); the norm before it. All ``[neurons]``, float32; NaN for the latter two if no copy of
+            the weights is kept.
+        """
+        norms = torch.zeros(self.neurons)
+        ratios = torch.full((self.neurons,), float("nan"))
+        norms_before = torch.full((self.neurons,), float("nan"))
+        with torch.no_grad():
+            for incoming in self._incoming:
+                weight = self.parameters[incoming.number].detach()
+                norms[incoming.rows] = incoming.norm(weight).cpu()
+                if self.before:
+                    before = self.before[incoming.number]
+                    norm_before = incoming.norm(before)
+                    norms_before[incoming.rows] = norm_before.cpu()
+                    ratios[incoming.rows] = (incoming.norm(weight - before) / norm_before.clamp_min(1e-30)).cpu()
+        return norms, ratios, norms_before
+
+    def nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters that hold NaN or Inf now."""
+        finite = _all_finite([parameter.detach() for parameter in self.parameters])
+        return [name for name, ok in zip(self.names, finite, strict=True) if not ok]
+
+    def gradient_norms(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
+        """The L2 norm of each parameter's gradient, as it is now, by parameter name (a 0-dim tensor each)."""
+        chosen = [(p, p.grad) for p in parameters if id(p) in self._numbers and p.grad is not None]
+        chosen = [(p, gradient) for p, gradient in chosen if _is_plain(gradient)]
+        if not chosen:
+            return {}
+        with torch.no_grad():
+            norms = torch._foreach_norm([gradient for _, gradient in chosen])
+        return {self.names[self._numbers[id(p)]]: norm for (p, _), norm in zip(chosen, norms, strict=True)}
+
+
+def _incoming_weights(root: nn.Module, numbers: dict[int, int]) -> Iterable[_Incoming]:
+    offset = 0
+    seen: set[int] = set()
+    for path, module in root.named_modules():
+        weight = module._parameters.get("weight")
+        if weight is None or id(weight) in seen or id(weight) not in numbers or not weight.is_floating_point():
+            continue
+        seen.add(id(weight))
+        if not weight.numel():
+            continue
+        axis = _neuron_axis(module)
+        groups = int(getattr(module, "groups", 1)) if axis == 1 else 1
+        neurons = weight.shape[axis] * groups
+        yield _Incoming(Weight(path, "weight", neurons, offset), numbers[id(weight)], axis, groups)
+        offset += neurons
+
+
+def _neuron_axis(module: nn.Module) -> int:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd):
+        return 1
+    return -1 if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else 0
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is an ordinary, initialised, strided tensor (no DTensor, no lazy parameter)."""
+    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def _all_finite(tensors: list[Tensor]) -> list[bool]:
+    plain = [tensor for tensor in tensors if _is_plain(tensor) and tensor.is_floating_point()]
+    norms = iter(torch._foreach_norm(plain, float("inf"))) if plain else iter(())
+    return [
+        bool(torch.isfinite(next(norms))) if _is_plain(tensor) and tensor.is_floating_point() else True
+        for tensor in tensors
+    ]

@@ -1,0 +1,196 @@
+"""From one row per step to records: losses and layer statistics per step, all neurons per window, sampled polylines."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.callback.polylines import PolylineSampler
+from dgm_tb.records import STATISTICS, Record, compact
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+_AGGREGATES: dict[str, Callable[[Array], Array]] = {
+    "mean": lambda values: values.mean(0),
+    "min": lambda values: np.fmin.reduce(values, 0),
+    "max": lambda values: np.fmax.reduce(values, 0),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One observed step.
+
+    Attributes:
+        step: The callback's own batch counter.
+        global_step: Lightning's.
+        quantities: Quantity -> ``[statistics, neurons]`` (``update`` has the norm before the step as a further row);
+            empty if only the losses were recorded.
+        losses: Name -> value.
+    """
+
+    step: int
+    global_step: int
+    quantities: dict[str, Array]
+    losses: dict[str, float]
+
+
+class Windows:
+    """Collects rows and turns them into records.
+
+    Args:
+        window_steps: Observed steps per window; 1 keeps every step of every neuron in float32.
+    """
+
+    def __init__(self, window_steps: int) -> None:
+        self.window_steps = window_steps
+        self.layers: dict[str, list[tuple[int, int]]] = {}
+        self.samplers = {quantity: PolylineSampler(quantity) for quantity in ("activation", "gradient")}
+        self._window: list[Row] = []
+        self._fresh: list[Row] = []
+        self._done: list[tuple[int, int, dict[str, Array]]] = []
+
+    def add(self, row: Row) -> None:
+        """Take in one step."""
+        self._fresh.append(row)
+        if row.quantities:
+            self._window.append(row)
+        if len(self._window) >= self.window_steps:
+            self._end_window()
+
+    def take(self, *, is_last: bool = False) -> list[Record]:
+        """The records of everything not yet handed out.
+
+        Args:
+            is_last: End an incomplete window, too.
+        """
+        rows, self._fresh = self._fresh, []
+        made = [_loss_record(rows)] if rows else []
+        observed = [row for row in rows if row.quantities]
+        made += [_layer_record(quantity, observed, self.layers[quantity]) for quantity in STATISTICS if observed]
+        if self.window_steps > 1:
+            made += [
+                record
+                for quantity, sampler in self.samplers.items()
+                if (record := _polyline_record(quantity, observed, sampler)) is not None
+            ]
+        if is_last and self._window:
+            self._end_window()
+        done, self._done = self._done, []
+        made += [_dynamics_record(quantity, done, self.window_steps) for quantity in STATISTICS if done]
+        return [record for record in made if all(array.size for array in record.arrays.values())]
+
+    def _end_window(self) -> None:
+        rows, self._window = self._window, []
+        aggregated: dict[str, Array] = {}
+        for quantity, statistics in STATISTICS.items():
+            values = _stack(rows, quantity)
+            columns = []
+            with np.errstate(invalid="ignore", over="ignore"):
+                for number, statistic in enumerate(statistics):
+                    kept = statistic.windows if self.window_steps > 1 else statistic.windows[:1]
+                    columns += [_AGGREGATES[name](values[:, number]) for name in kept]
+            aggregated[quantity] = np.stack(columns, 1)
+        self._done.append((rows[0].step, rows[-1].step, aggregated))
+        if self.window_steps > 1:
+            for quantity, sampler in self.samplers.items():
+                sampler.update(aggregated[quantity][:, 0], self.layers[quantity])
+
+
+def _stack(rows: Sequence[Row], quantity: str) -> Array:
+    """``[steps, statistics, neurons]``; rows from before the layout grew are filled up with NaN."""
+    arrays = [row.quantities[quantity] for row in rows]
+    size = max(array.shape[1] for array in arrays)
+    if all(array.shape[1] == size for array in arrays):
+        return np.stack(arrays)
+    return np.stack([np.pad(a, ((0, 0), (0, size - a.shape[1])), constant_values=np.nan) for a in arrays])
+
+
+def _loss_record(rows: Sequence[Row]) -> Record:
+    names = list(dict.fromkeys(name for row in rows for name in row.losses))
+    values = np.array([[row.losses.get(name, np.nan) for name in names] for row in rows], np.float64)
+    present = np.array([[name in row.losses for name in names] for row in rows], np.uint8)
+    arrays: dict[str, Array] = {
+        "steps": np.array([row.step for row in rows], np.int64),
+        "global_steps": np.array([row.global_step for row in rows], np.int64),
+        "values": values.reshape(len(rows), len(names)),
+        "present": present.reshape(len(rows), len(names)),
+    }
+    return Record("loss", rows[0].step, rows[-1].step, {"names": names}, arrays)
+
+
+def _layer_record(quantity: str, rows: Sequence[Row], layers: Sequence[tuple[int, int]]) -> Record:
+    values = _stack(rows, quantity)
+    per_layer = np.full((len(rows), len(layers), len(STATISTICS[quantity])), np.nan, np.float32)
+    with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
+        for number, (offset, neurons) in enumerate(layers):
+            if offset + neurons <= values.shape[2]:
+                per_layer[:, number] = _LAYER_STATISTICS[quantity](values[:, :, offset : offset + neurons])
+    body = {"quantity": quantity, "statistics": [statistic.name for statistic in STATISTICS[quantity]]}
+    arrays: dict[str, Array] = {"steps": np.array([row.step for row in rows], np.int64), "values": per_layer}
+    return Record("layer_statistics", rows[0].step, rows[-1].step, body, arrays)
+
+
+def _activation_of_layer(values: Array) -> Array:
+    """Statistics over all values of the layer, from those of its neurons ``[steps, statistics, neurons]``."""
+    mean, std, low, high, zeros = np.moveaxis(values, 1, 0)
+    center = mean.mean(1)
+    spread = np.sqrt(np.mean(std * std + (mean - center[:, None]) ** 2, 1))
+    return np.stack([center, spread, low.min(1), high.max(1), zeros.mean(1)], 1)
+
+
+def _rms_of_layer(values: Array) -> Array:
+    return np.asarray(np.sqrt(np.mean(values * values, 2)))
+
+
+def _norm_of_layer(values: Array) -> Array:
+    return np.asarray(np.sqrt(np.sum(values * values, 2)))
+
+
+def _ratio_of_layer(values: Array) -> Array:
+    ratio, before = values[:, 0], values[:, 1]
+    change = np.sqrt(np.sum((ratio * before) ** 2, 1))
+    return np.asarray(change / np.maximum(np.sqrt(np.sum(before * before, 1)), 1e-30))[:, None]
+
+
+_LAYER_STATISTICS: dict[str, Callable[[Array], Array]] = {
+    "activation": _activation_of_layer,
+    "gradient": _rms_of_layer,
+    "weight": _norm_of_layer,
+    "update": _ratio_of_layer,
+}
+
+
+def _polyline_record(quantity: str, rows: Sequence[Row], sampler: PolylineSampler) -> Record | None:
+    if not rows or not sampler.neurons.size:
+        return None
+    values = _stack(rows, quantity)[:, 0]
+    known = sampler.neurons < values.shape[1]
+    arrays = {
+        "steps": np.array([row.step for row in rows], np.int64),
+        "neurons": sampler.neurons[known],
+        "outliers": sampler.outliers[known].astype(np.uint8),
+        "values": compact(values[:, sampler.neurons[known]]),
+    }
+    body = {"quantity": quantity, "statistic": STATISTICS[quantity][0].name}
+    return Record("polylines", rows[0].step, rows[-1].step, body, arrays)
+
+
+def _dynamics_record(quantity: str, windows: Sequence[tuple[int, int, dict[str, Array]]], window_steps: int) -> Record:
+    size = max(len(aggregated[quantity]) for _, _, aggregated in windows)
+    padded = [
+        np.pad(a[quantity], ((0, size - len(a[quantity])), (0, 0)), constant_values=np.nan) for _, _, a in windows
+    ]
+    values = np.stack(padded, 1)
+    aggregates = [
+        f"{statistic.name}/{name}"
+        for statistic in STATISTICS[quantity]
+        for name in (statistic.windows if window_steps > 1 else statistic.windows[:1])
+    ]
+    arrays = {
+        "windows": np.array([(first, last) for first, last, _ in windows], np.int64),
+        "values": values.astype(np.float32) if window_steps == 1 else compact(values),
+    }
+    body = {"quantity": quantity, "aggregates": aggregates}
+    return Record("dynamics", windows[0][0], windows[-1][1], body, arrays)
