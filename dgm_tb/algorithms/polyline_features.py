@@ -27,7 +27,7 @@ LINEAR_SPREADS = 1e3
 LANE_SPREADS = 32.0
 SCALE_ROWS = 256  # rows that estimate the median polyline and the spread
 BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: one block stays in the cache through every pass over it
-DOUBLE_ELEMENTS = 1 << 19  # up to here features are float64: it costs a millisecond and buys all the digits
+DOUBLE_ELEMENTS = 1 << 20  # up to here features are float64: it costs a millisecond and buys all the digits
 
 
 class Points(NamedTuple):
@@ -95,7 +95,9 @@ def nearest_euclidean(points: Points, others: Points, enough: float) -> tuple[In
     squares = points.features @ (-2 * others.features).T
     squares += others.squares
     nearest = squares.argmin(axis=1)
-    return nearest, np.maximum(squares[np.arange(len(squares)), nearest] + points.squares, 0)
+    least = squares[np.arange(len(squares)), nearest] + points.squares
+    noise = 8 * np.finfo(least.dtype).eps * (points.squares + others.squares[nearest])
+    return nearest, np.where(least < noise, 0, least)
 
 
 def nearest_by_segments(points: Points, others: Points, enough: float) -> tuple[IntArray, FloatArray]:
@@ -172,15 +174,14 @@ class Scale(NamedTuple):
 
 def robust_scale(polylines: npt.NDArray[Any], rng: np.random.Generator) -> Scale:
     """Estimate centre and spread from up to 256 random rows; constant or empty polylines get the spread 1."""
-    n_rows, n_snapshots = polylines.shape
-    if n_rows > SCALE_ROWS:
-        rows = np.sort(rng.choice(n_rows, SCALE_ROWS, replace=False))
-        values = polylines[rows].astype(np.float64)
-    else:
-        values = polylines.astype(np.float64)
+    n_rows = len(polylines)
+    rows = np.sort(rng.choice(n_rows, SCALE_ROWS, replace=False)) if n_rows > SCALE_ROWS else np.arange(n_rows)
+    values = polylines[rows].astype(np.float64)
     finite = np.isfinite(values)
-    if finite.all():
-        centre = np.median(values, axis=0) if n_rows else np.zeros(n_snapshots)
+    whole = finite.all(axis=1)
+    if whole.any():
+        values, finite = values[whole], finite[whole]
+        centre = np.median(values, axis=0)
     else:
         columns = [column[kept] for column, kept in zip(values.T, finite.T, strict=True)]
         centre = np.array([np.median(column) if column.size else 0.0 for column in columns])
@@ -231,20 +232,19 @@ def standardised(rows: npt.NDArray[Any], scale: Scale, dtype: npt.DTypeLike) -> 
     """Return rows ``[rows, T]`` in robust spreads around the centre, non-finite values filled.
 
     A non-finite value takes the last finite one before it (else the first after it, else the centre), so a polyline
-    that dies stays comparable to those that do not. The arithmetic is float64 where float32 cannot hold values or
-    scale.
+    that dies stays comparable to those that do not. Rows that float32 cannot hold are computed in float64.
     """
-    narrow = rows.dtype in (np.float32, np.float16) and 1e-30 < scale.spread < 1e30
-    work = np.float32 if narrow else np.float64
+    work = np.dtype(dtype if 1e-30 < scale.spread < 1e30 else np.float64)
+    centre = scale.centre.astype(work if rows.dtype in (np.float32, np.float16) else np.float64)
+    values: FloatArray = np.empty(rows.shape, work)
     with np.errstate(over="ignore", invalid="ignore"):
-        values = np.subtract(rows, scale.centre.astype(work), dtype=work)
-        values *= work(1 / scale.spread)
+        np.subtract(rows, centre, out=values, casting="same_kind")
+        values *= 1 / scale.spread
         odd = np.flatnonzero(~(np.einsum("ij,ij->i", values, values) < LINEAR_SPREADS**2))
         if len(odd):
             filled = _filled(rows[odd].astype(np.float64), scale.centre)
             values[odd] = _compressed((filled - scale.centre) / scale.spread)
-    standard: FloatArray = values.astype(dtype, copy=False)
-    return standard
+    return values.astype(dtype, copy=False)
 
 
 def _compressed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -274,4 +274,6 @@ def nonfinite_lanes(rows: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     n_snapshots = rows.shape[1]
     onset = np.where(lost.any(axis=1), lost.argmax(axis=1), n_snapshots) / n_snapshots
     infinite = (rows == np.inf).mean(axis=1) - (rows == -np.inf).mean(axis=1)
-    return np.stack([onset, lost.mean(axis=1), infinite], axis=1) * (LANE_SPREADS * np.sqrt(n_snapshots))
+    lanes: npt.NDArray[np.float64] = np.stack([onset, lost.mean(axis=1), infinite], axis=1)
+    lanes *= LANE_SPREADS * np.sqrt(n_snapshots)
+    return lanes

@@ -2,8 +2,8 @@
 
 Up to EXACT_ROWS polylines are ordered as they are. Of more, a random pool is ordered; one streamed pass then finds
 all those further from every sample than the pool's own may be (the outliers that it lacks); they join, and the pool
-is ordered again. Measured on 1e5 x 256 with 20 planted outliers: two or three rounds until nothing is found, and all
-20 are samples.
+is ordered again, until none is found. Measured on 1e6 x 256 with 20 planted outliers, all of which are drawn: 2.0 CPU s
+and 66 MB beyond the memory-mapped matrix (benchmarks/sampling.py).
 """
 
 from typing import Any

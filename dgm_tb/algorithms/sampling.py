@@ -31,6 +31,8 @@ def blue_noise_order(
     Polylines with a non-finite value are a population of their own and alternate with the finite ones: they are never
     crowded out, and never take more than half of the sample while finite polylines remain.
 
+    Of up to ``population.EXACT_ROWS`` polylines, a shorter order is the beginning of a longer one.
+
     Args:
         polylines: Training dynamics ``[n, T]`` of any real dtype, in memory or memory-mapped (read in blocks of rows).
         k: Length of the order, at most; fewer if there are fewer polylines.
@@ -89,7 +91,7 @@ def _checked(
     polylines: npt.NDArray[Any], k: int, must: Ids, previous: Ids, distance: str
 ) -> tuple[npt.NDArray[Any], IntArray, IntArray]:
     """Return polylines as an array and both id lists as int64 without repeats, or raise ValueError."""
-    polylines = np.asanyarray(polylines)
+    polylines = np.asarray(polylines)
     if polylines.ndim != 2 or polylines.dtype.kind not in "fiub":
         raise ValueError(
             f"polylines must be a real matrix [neurons, snapshots]; got {polylines.dtype} {polylines.shape}; "

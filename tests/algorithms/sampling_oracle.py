@@ -113,7 +113,7 @@ def dart_throwing(polylines: Array, k: int, rng: np.random.Generator, tries: int
 
 
 def planted_polylines(n: int, rng: np.random.Generator, n_snapshots: int = 256) -> tuple[Array, Array]:
-    """Eight bulk modes, populations like i^-1.5, and 20 outliers of five kinds; float32 [n, T] and the outliers' ids."""
+    """Eight modes, populations like i^-1.5, and 20 outliers of five kinds; float32 [n, T] and the outliers' ids."""
     t = np.linspace(0, 1, n_snapshots)
     shares = np.arange(1, 9) ** -1.5
     modes = np.stack(

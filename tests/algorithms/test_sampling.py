@@ -119,7 +119,7 @@ def test_every_prefix_is_maximal_and_spaced_on_any_matrix(polylines, k, distance
 @pytest.mark.parametrize("distance", DISTANCES)
 @pytest.mark.parametrize("n", [600, 30_000])
 def test_samples_are_maximal_and_hold_every_outlier(n, distance):
-    polylines, outliers = planted_polylines(n, seeded(3), n_snapshots=64)
+    polylines, outliers = planted_polylines(n, seeded(3), n_snapshots=32)
     ids = blue_noise_order(polylines, 96, rng=seeded(), distance=distance)
     got = coverage(polylines, ids, distance, outliers)
     assert got.farthest <= MAXIMAL * got.closest
@@ -202,6 +202,14 @@ def test_previous_samples_that_became_redundant_leave():
     polylines[:10] = polylines[0] + 1e-3 * seeded(1).normal(size=(10, 16))
     ids = blue_noise_order(polylines, 32, rng=seeded(), previous=range(10))
     assert np.count_nonzero(ids < 10) == 1
+
+
+def test_pinned_and_previous_samples_are_kept_among_more_polylines_than_fit():
+    polylines = planted_polylines(30_000, seeded(), n_snapshots=16)[0]
+    before = blue_noise_order(polylines[:, :14], 64, rng=seeded())
+    ids = blue_noise_order(polylines, 64, rng=seeded(1), must=[29_999, 3], previous=before)
+    assert ids[:2].tolist() == [29_999, 3]
+    assert np.isin(before, ids).mean() >= 0.85
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
