@@ -34,7 +34,7 @@ class PolylineSampler:
         self._history: list[Array] = []
         self._n_windows = 0
         self._per_column = 1
-        self._sampled: dict[slice, Array] = {}
+        self._sampled: dict[int, Array] = {}
         self._rng = np.random.default_rng(0)
 
     def update(self, window: Array, layers: Sequence[tuple[int, int]]) -> None:
@@ -51,10 +51,10 @@ class PolylineSampler:
         sampled, outliers = [], []
         for offset, neurons in layers:
             rows = slice(offset, offset + neurons)
-            if is_due or rows not in self._sampled:
-                self._sampled[rows] = self._draw(rows)
+            if is_due or offset not in self._sampled:
+                self._sampled[offset] = self._draw(rows)
             odd = _outliers(window[rows]) + offset
-            sampled.append(np.union1d(self._sampled[rows], odd))
+            sampled.append(np.union1d(self._sampled[offset], odd))
             outliers.append(odd)
         self.neurons = np.concatenate(sampled) if sampled else self.neurons
         self.outliers = np.isin(self.neurons, np.concatenate(outliers)) if outliers else self.outliers
@@ -70,7 +70,7 @@ class PolylineSampler:
         if rows.stop - rows.start <= self.k:
             return np.arange(rows.start, rows.stop)
         known = [column[rows] for column in self._history if len(column) >= rows.stop]
-        previous = self._sampled.get(rows, np.zeros(0, np.int64)) - rows.start
+        previous = self._sampled.get(rows.start, np.zeros(0, np.int64)) - rows.start
         polylines = np.stack(known, 1)
         drawn = blue_noise_order(polylines, self.k, rng=self._rng, previous=previous.tolist())
         return np.asarray(drawn + rows.start)
