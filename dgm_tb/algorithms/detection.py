@@ -3,6 +3,7 @@
 Pure functions over NumPy arrays; every threshold is here, with its reason.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -91,9 +92,9 @@ def jump(history: Sequence[float], value: float) -> float:
     Returns:
         The ratio; Inf for a non-finite value; 0 with fewer than ``MIN_HISTORY`` finite values to compare with.
     """
-    if not np.isfinite(value):
-        return float("inf")
-    finite = [abs(v) for v in history if np.isfinite(v)]
+    if not math.isfinite(value):
+        return math.inf
+    finite = [abs(v) for v in history if math.isfinite(v)]
     if len(finite) < MIN_HISTORY:
         return 0.0
     return abs(value) / max(max(finite), 1e-30)

@@ -6,7 +6,7 @@ in-place activations), nothing is kept of the outputs, no synchronisation with t
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgm_tb.callback.reductions import MAX, MIN, N_STATISTICS, NONZERO, SQUARES, SUM, reduce_activation, sum_of_squares
+from dgm_tb.callback.reductions import MAX, MIN, N_STATISTICS, reduce_activation, sum_of_squares
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -39,14 +39,10 @@ class StepRow:
     gradient_counts: list[int]
     examples: dict[int, Tensor] = field(default_factory=dict)
 
-    def is_finite(self, slots: list[Slot]) -> bool:
-        """Whether every activation and every gradient of the step was finite."""
-        for number, slot in enumerate(slots):
-            if self.counts[number] and not self.extremes_finite(slot):
-                return False
-            if self.gradient_counts[number] and not bool(torch.isfinite(self.gradient[slot.columns]).all()):
-                return False
-        return True
+    def is_finite(self) -> bool:
+        """Whether every activation and every gradient of the step was finite (slots not called hold zeros)."""
+        extremes = torch.isfinite(self.activation[MIN : MAX + 1]).all()
+        return bool(extremes & torch.isfinite(self.gradient).all())
 
     def extremes_finite(self, slot: Slot) -> bool:
         """Whether the slot's smallest and largest activations are finite (so all are)."""
@@ -242,32 +238,42 @@ class Capture:
         output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
 
 
-def statistics_of(row: StepRow, slots: list[Slot]) -> tuple[Array, Array]:
-    """Turn a step's raw sums into statistics, in float64.
+def statistics_of(rows: Sequence[StepRow], slots: Sequence[Slot]) -> tuple[Array, Array]:
+    """Turn the raw sums of several steps into statistics, in float64.
 
     Args:
-        row: The step.
-        slots: All slots; later ones than the row knows are NaN.
+        rows: The steps; earlier ones may know fewer slots than later ones.
+        slots: All slots.
 
     Returns:
-        Activation ``[(mean, std, min, max, zero fraction), neurons]`` and gradient rms ``[neurons]``; NaN for slots
-        that were not called or got no gradient.
+        Activation ``[steps, (mean, std, min, max, zero fraction), neurons]`` and gradient rms ``[steps, neurons]``; NaN
+        for slots that were not called or got no gradient.
     """
-    raw = row.activation.cpu().numpy().astype(np.float64)
-    squares = row.gradient.cpu().numpy().astype(np.float64)
-    sizes = [slot.neurons for slot in slots[: len(row.counts)]]
-    counts = np.repeat(np.array(row.counts, np.float64), sizes)
-    gradient_counts = np.repeat(np.array(row.gradient_counts, np.float64), sizes)
-    counts_zeros = np.repeat([slot.counts_zeros for slot in slots[: len(row.counts)]], sizes)
+    sizes = [slot.neurons for slot in slots]
+    raw = _stacked([row.activation for row in rows], sum(sizes))
+    squares = _stacked([row.gradient for row in rows], sum(sizes))
+    counts = np.repeat(_stacked([torch.tensor(row.counts) for row in rows], len(slots)), sizes, 1)
+    gradient_counts = np.repeat(_stacked([torch.tensor(row.gradient_counts) for row in rows], len(slots)), sizes, 1)
+    counts_zeros = np.repeat([slot.counts_zeros for slot in slots], sizes)
+    total, square, low, high, nonzero = np.moveaxis(raw, 1, 0)
     with np.errstate(all="ignore"):
-        mean = raw[SUM] / counts
-        variance = np.maximum(raw[SQUARES] / counts - mean * mean, 0.0)
-        constant_zero = (raw[MIN] == 0) & (raw[MAX] == 0)
-        zeros = np.where(counts_zeros, 1.0 - raw[NONZERO] / counts, constant_zero.astype(np.float64))
-        activation = np.stack([mean, np.sqrt(variance), raw[MIN], raw[MAX], zeros])
-        activation[:, counts == 0] = np.nan
+        mean = total / counts
+        variance = np.maximum(square / counts - mean * mean, 0.0)
+        zeros = np.where(counts_zeros, 1.0 - nonzero / counts, (low == 0) & (high == 0))
+        activation = np.stack([mean, np.sqrt(variance), low, high, zeros], 1)
+        np.moveaxis(activation, 1, 2)[counts == 0] = np.nan
         gradient = np.where(gradient_counts > 0, np.sqrt(squares / gradient_counts), np.nan)
     return activation, gradient
+
+
+def _stacked(tensors: Sequence[Tensor], size: int) -> Array:
+    """Stack tensors in float64, filling up the last axis of the shorter ones with zeros."""
+    if all(tensor.shape[-1] == size for tensor in tensors):
+        return torch.stack(list(tensors)).cpu().numpy().astype(np.float64)
+    stacked = np.zeros((len(tensors), *tensors[0].shape[:-1], size))
+    for number, tensor in enumerate(tensors):
+        stacked[number, ..., : tensor.shape[-1]] = tensor.cpu().numpy()
+    return stacked
 
 
 def _slot_name(module: str, call: int) -> str:

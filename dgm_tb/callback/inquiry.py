@@ -1,5 +1,6 @@
 """What to do about a step: nothing, remember a suspicion, or make a finding with all its evidence."""
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -60,8 +61,7 @@ class Inquiry:
 
     def _is_finite(self, step: Step) -> bool:
         values = [*step.losses.values(), *step.gradient_norms.values()]
-        slots = self._recorder.capture.slots
-        return bool(np.isfinite(values).all()) and not step.bad_weights and step.row.is_finite(slots)
+        return all(map(math.isfinite, values)) and not step.bad_weights and step.row.is_finite()
 
     def _on_break(self, step: Step) -> None:
         recorder = self._recorder

@@ -19,8 +19,8 @@ HISTORY_COLUMNS = 64
 class PolylineSampler:
     """Grows a layer-wise blue-noise sample while training goes on.
 
-    The sample is drawn again at windows 1, 4, 16, 64, ...: each time the histories are four times as long, so that
-    the total cost stays small; ids already drawn stay unless they have become redundant. Outliers enter at once.
+    The sample is drawn again at windows 1, 8, 64, ...: each time the histories are eight times as long, so that the
+    total cost stays small; ids already drawn stay unless they have become redundant. Outliers enter at once.
 
     Attributes:
         neurons: Sampled neurons, sorted numbers over all layers ``[sampled]``.
@@ -47,7 +47,7 @@ class PolylineSampler:
         self._n_windows += 1
         self._remember(window)
         power = self._n_windows.bit_length() - 1
-        is_due = self._n_windows == 1 << power and power % 2 == 0
+        is_due = self._n_windows == 1 << power and power % 3 == 0
         sampled, outliers = [], []
         for offset, neurons in layers:
             rows = slice(offset, offset + neurons)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dgm_tb import records
 from dgm_tb.callback.attribution import Attribution
-from dgm_tb.callback.capture import Capture, StepRow, statistics_of
+from dgm_tb.callback.capture import Capture, StepRow
 from dgm_tb.callback.governor import Governor
 from dgm_tb.callback.graph import build_graph
 from dgm_tb.callback.inquiry import Inquiry
@@ -158,10 +158,10 @@ class Recorder:
         if not self.is_in_step:
             return
         step = self._leave_step()
-        quantities: dict[str, Any] = {}
+        row = Row(self.step, global_step, step.losses)
         if any(step.row.counts):
-            quantities = self._quantities(step)
-        self._windows.add(Row(self.step, global_step, quantities, step.losses))
+            row.raw, row.weights = step.row, self._measure_weights(step)
+        self._windows.add(row)
         self._write_attribution()
         self._inquiry.look_into(step)
         self.ring.add(step)
@@ -178,7 +178,7 @@ class Recorder:
         """The training raised: look into the step that did not end, and write everything."""
         if self.is_in_step:
             step = self._leave_step()
-            self._windows.add(Row(self.step, self.step, {}, step.losses))
+            self._windows.add(Row(self.step, self.step, step.losses))
             if isinstance(error, Exception):
                 self._inquiry.look_into(step)
             self.ring.add(step)
@@ -262,17 +262,11 @@ class Recorder:
         norms = {name: float(norm) for name, norm in self._gradients.items()}
         return Step(self.step, row, self._before, losses, norms)
 
-    def _quantities(self, step: Step) -> dict[str, Any]:
-        activation, gradient = statistics_of(step.row, self.capture.slots)
+    def _measure_weights(self, step: Step) -> np.ndarray[Any, Any]:
         norms, ratios, norms_before = self.weights.end()
         if not bool(torch.isfinite(norms).all()):
             step.bad_weights = self.weights.nonfinite_parameters()
-        return {
-            "activation": activation.astype(np.float32),
-            "gradient": gradient.astype(np.float32)[None],
-            "weight": norms.numpy()[None],
-            "update": np.stack([ratios.numpy(), norms_before.numpy()]),
-        }
+        return torch.stack([norms, ratios, norms_before]).numpy()
 
     def _leave_tracer(self) -> None:
         tracer, self._tracer = self._tracer, None
@@ -291,6 +285,7 @@ class Recorder:
         self.graph = build_graph(self.root, self.trace, self.capture.slots, self.weights.entries, unrecorded)
         spans = [(slot.offset, slot.neurons) for slot in self.capture.slots]
         rows = [(entry.offset, entry.neurons) for entry in self.weights.entries]
+        self._windows.slots = self.capture.slots
         self._windows.layers = {"activation": spans, "gradient": spans, "weight": rows, "update": rows}
         self.write(Record("graph", self.step, self.step, self.graph.to_json()))
         if is_first and any(link.kind == "unflatten" for link in self.graph.links):

@@ -1,5 +1,6 @@
 """The last steps at full resolution, and what has been usual lately."""
 
+import math
 from collections import deque
 from typing import Any
 
@@ -45,16 +46,11 @@ class Ring:
         observed = [step for step in self.steps if any(step.row.counts)]
         if not observed:
             return None
-        neurons = slots[-1].offset + slots[-1].neurons
         n_examples = max((len(v) for step in observed for v in step.row.examples.values()), default=0)
-        activation = np.full((len(observed), 5, neurons), np.nan, np.float32)
-        gradient = np.full((len(observed), neurons), np.nan, np.float32)
+        activation, gradient = statistics_of([step.row for step in observed], slots)
         examples = np.full((len(observed), len(slots), n_examples), np.nan, np.float32)
         indices = np.full((len(observed), n_examples), -1, np.int64)
         for number, step in enumerate(observed):
-            of_step, gradient_of_step = statistics_of(step.row, slots)
-            activation[number, :, : of_step.shape[1]] = of_step
-            gradient[number, : len(gradient_of_step)] = gradient_of_step
             for slot, largest in step.row.examples.items():
                 examples[number, slot, : len(largest)] = largest.cpu().numpy()
             if step.before is not None and step.before.indices is not None:
@@ -62,8 +58,8 @@ class Ring:
                 indices[number, : len(known)] = known
         arrays: dict[str, Any] = {
             "steps": np.array([step.step for step in observed], np.int64),
-            "activation": activation,
-            "gradient": gradient,
+            "activation": activation.astype(np.float32),
+            "gradient": gradient.astype(np.float32),
             "examples": examples,
             "indices": indices,
         }
@@ -72,4 +68,4 @@ class Ring:
 
 
 def _norm(norms: dict[str, float]) -> float:
-    return float(np.sqrt(np.sum(np.square(list(norms.values()))))) if norms else 0.0
+    return math.hypot(*norms.values())

@@ -49,7 +49,6 @@ class WeightWatch:
         self.entries = [incoming.entry for incoming in self._incoming]
         self.neurons = self.entries[-1].offset + self.entries[-1].neurons if self.entries else 0
         self.before: list[Tensor] = []
-        self._norm: Tensor | None = None
 
     def begin(self) -> None:
         """Copy the weights as they are before the step."""
@@ -70,19 +69,21 @@ class WeightWatch:
             unchanged weights); the norm before it. All ``[neurons]``, float32; NaN for the latter two if no copy of
             the weights is kept.
         """
-        norms = torch.zeros(self.neurons)
-        ratios = torch.full((self.neurons,), float("nan"))
-        norms_before = torch.full((self.neurons,), float("nan"))
+        unknown = torch.full((self.neurons,), float("nan"))
         with torch.no_grad():
-            for incoming in self._incoming:
-                weight = self.parameters[incoming.number].detach()
-                norms[incoming.rows] = incoming.norm(weight).cpu()
-                if self.before:
-                    before = self.before[incoming.number]
-                    norm_before = incoming.norm(before)
-                    norms_before[incoming.rows] = norm_before.cpu()
-                    ratios[incoming.rows] = (incoming.norm(weight - before) / norm_before.clamp_min(1e-30)).cpu()
-        return norms, ratios, norms_before
+            weights = [self.parameters[incoming.number].detach() for incoming in self._incoming]
+            norms = self._norms_of(weights)
+            if not self.before or not weights:
+                return norms, unknown, unknown
+            before = [self.before[incoming.number] for incoming in self._incoming]
+            norms_before = self._norms_of(before)
+            changes = self._norms_of(list(torch._foreach_sub(weights, before)))
+            return norms, changes / norms_before.clamp_min(1e-30), norms_before
+
+    def _norms_of(self, weights: list[Tensor]) -> Tensor:
+        """Norms of all neurons ``[neurons]``, float32."""
+        norms = [incoming.norm(weight) for incoming, weight in zip(self._incoming, weights, strict=True)]
+        return torch.cat(norms).float().cpu() if norms else torch.zeros(0)
 
     def nonfinite_parameters(self) -> list[str]:
         """Names of the parameters that hold NaN or Inf now."""

@@ -1,12 +1,14 @@
 """From one row per step to records: losses and layer statistics per step, all neurons per window, sampled polylines."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from dgm_tb.callback.capture import StepRow, statistics_of
 from dgm_tb.callback.polylines import PolylineSampler
+from dgm_tb.callback.slots import Slot
 from dgm_tb.records import STATISTICS, Record, compact
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -18,22 +20,26 @@ _AGGREGATES: dict[str, Callable[[Array], Array]] = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Row:
-    """One observed step.
+    """One step.
 
     Attributes:
         step: The callback's own batch counter.
         global_step: Lightning's.
-        quantities: Quantity -> ``[statistics, neurons]`` (``update`` has the norm before the step as a further row);
-            empty if only the losses were recorded.
         losses: Name -> value.
+        raw: Sums of every neuron; None if only the losses were observed.
+        weights: Norm, relative update and norm before the step of every neuron's weights ``[3, neurons]``.
+        quantities: Quantity -> ``[statistics, neurons]`` (``update`` has the norm before the step as a further row);
+            filled in from ``raw`` and ``weights`` for many steps at once.
     """
 
     step: int
     global_step: int
-    quantities: dict[str, Array]
     losses: dict[str, float]
+    raw: StepRow | None = None
+    weights: Array | None = None
+    quantities: dict[str, Array] = field(default_factory=dict)
 
 
 class Windows:
@@ -45,6 +51,7 @@ class Windows:
 
     def __init__(self, window_steps: int) -> None:
         self.window_steps = window_steps
+        self.slots: Sequence[Slot] = ()
         self.layers: dict[str, list[tuple[int, int]]] = {}
         self.samplers = {quantity: PolylineSampler(quantity) for quantity in ("activation", "gradient")}
         self._window: list[Row] = []
@@ -54,7 +61,7 @@ class Windows:
     def add(self, row: Row) -> None:
         """Take in one step."""
         self._fresh.append(row)
-        if row.quantities:
+        if row.raw is not None:
             self._window.append(row)
         if len(self._window) >= self.window_steps:
             self._end_window()
@@ -67,7 +74,8 @@ class Windows:
         """
         rows, self._fresh = self._fresh, []
         made = [_loss_record(rows)] if rows else []
-        observed = [row for row in rows if row.quantities]
+        observed = [row for row in rows if row.raw is not None or row.quantities]
+        self._fill_in(observed)
         made += [_layer_record(quantity, observed, self.layers[quantity]) for quantity in STATISTICS if observed]
         if self.window_steps > 1:
             made += [
@@ -81,8 +89,21 @@ class Windows:
         made += [_dynamics_record(quantity, done, self.window_steps) for quantity in STATISTICS if done]
         return [record for record in made if all(array.size for array in record.arrays.values())]
 
+    def _fill_in(self, rows: Sequence[Row]) -> None:
+        """Compute the quantities of the rows that hold raw sums only."""
+        fresh = [row for row in rows if not row.quantities]
+        if not fresh:
+            return
+        activation, gradient = statistics_of([row.raw for row in fresh if row.raw is not None], self.slots)
+        activation, gradient = activation.astype(np.float32), gradient.astype(np.float32)
+        for number, row in enumerate(fresh):
+            row.quantities = {"activation": activation[number], "gradient": gradient[number][None]}
+            if row.weights is not None:
+                row.quantities |= {"weight": row.weights[:1], "update": row.weights[1:]}
+
     def _end_window(self) -> None:
         rows, self._window = self._window, []
+        self._fill_in(rows)
         aggregated: dict[str, Array] = {}
         for quantity, statistics in STATISTICS.items():
             values = _stack(rows, quantity)
