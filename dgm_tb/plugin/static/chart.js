@@ -47,6 +47,8 @@ export class Chart {
     this.top = addCanvas(this.plot.over, "chart-top");
     this.focusLine = addLine(this.plot.over, "focus-line");
     this.hoverLine = addLine(this.plot.over, "hover-line");
+    /** @type {{ focus: number | null, hover: number | null }} */
+    this.lines = { focus: null, hover: null };
     /** @type {Draw | null} */
     this.overlay = null;
     this.observer = new ResizeObserver(() => this.#resize());
@@ -64,14 +66,12 @@ export class Chart {
     this.plot.redraw();
   }
 
-  /** @param {number | null} step */
-  setFocus(step) {
-    placeLine(this.focusLine, step === null ? null : this.#left(step), this.plot.over.clientWidth);
-  }
-
-  /** @param {number | null} step */
-  setHover(step) {
-    placeLine(this.hoverLine, step === null ? null : this.#left(step), this.plot.over.clientWidth);
+  /** The focus snapshot and the step under the pointer. @param {number | null} focus @param {number | null} hover */
+  setLines(focus, hover) {
+    this.lines = { focus, hover };
+    const width = this.plot.bbox.width / devicePixelRatio;
+    placeLine(this.focusLine, focus === null ? null : this.#left(focus), width);
+    placeLine(this.hoverLine, hover === null ? null : this.#left(hover), width);
   }
 
   /** Draws above the marks, dimming them to `opacity`. @param {Draw | null} draw @param {number} opacity */
@@ -86,9 +86,10 @@ export class Chart {
     this.plot.destroy();
   }
 
-  /** @param {number} step CSS pixels from the plot's left edge */
+  /** CSS pixels from the plot's left edge; from our own range, since uPlot takes over a new one later. @param {number} step */
   #left(step) {
-    return this.plot.valToPos(step, "x");
+    const [first, last] = this.state.xRange;
+    return ((step - first) / (last - first)) * (this.plot.bbox.width / devicePixelRatio);
   }
 
   #resize() {
@@ -100,6 +101,7 @@ export class Chart {
     if (!this.base) return;
     this.#drawOn(this.base, this.state.draw);
     this.#drawOn(this.top, this.overlay);
+    this.setLines(this.lines.focus, this.lines.hover);
   }
 
   /** @param {HTMLCanvasElement} canvas @param {Draw | null} draw */

@@ -9,7 +9,7 @@ import { interpolateLab } from "./vendor/vendor.js";
 export const THEMES = {
   light: {
     surface: "#ffffff", sunken: "#f7f7f8", raised: "#ffffff", line: "#e3e3e6", strong: "#b9bcc2",
-    text: "#212121", muted: "#5f6368", faint: "#8a8f96", accent: "#c75300",
+    text: "#212121", muted: "#5f6368", faint: "#8a8f96", accent: "#b34a00",
     focus: "#c2185b", anomaly: "#d32f2f", warning: "#a15c00", good: "#2e7d32",
     sample: "#4f6d8f", band: "#4f6d8f", select: "#111111",
     negative: "#b35806", middle: "#f5f5f5", positive: "#1565c0",

@@ -11,6 +11,11 @@ export function formatStep(step) {
   return step === null || step === undefined || !Number.isFinite(step) ? "–" : grouped(Math.round(step));
 }
 
+/** A count: 18,432. @param {number} count */
+export function formatInteger(count) {
+  return grouped(count);
+}
+
 /** A measured value in three significant digits: 0.8, 9.12k, 1e-7; "NaN" and "Inf" stay words. @param {number} value */
 export function formatValue(value) {
   if (Number.isNaN(value)) return "NaN";

@@ -103,21 +103,21 @@ export function nonfiniteMarks(steps, values, codes) {
 }
 
 /**
- * Draws `nonfiniteMarks`, thinned so that they do not overlap; a change of code is always drawn, and larger.
+ * Draws `nonfiniteMarks`: where it begins or changes always, and larger; in between every `spacing` CSS pixels.
  *
  * @param {CanvasRenderingContext2D} context
  * @param {View} view
  * @param {ReturnType<typeof nonfiniteMarks>} marks
  * @param {string} color
- * @param {number} [size] CSS pixels
+ * @param {{ size?: number, spacing?: number }} [style] CSS pixels
  */
-export function drawNonfinite(context, view, marks, color, size = 4) {
+export function drawNonfinite(context, view, marks, color, { size = 4, spacing = 26 } = {}) {
   context.fillStyle = color;
   let lastX = -Infinity;
   for (const { step, value, code, isFirst } of marks) {
     const x = view.x(step);
     if (x < -10 || x > view.width + 10) continue;
-    if (!isFirst && x - lastX < size * 2.4 * view.ratio) continue;
+    if (x - lastX < (isFirst ? size : spacing) * view.ratio) continue;
     const inside = Number.isFinite(value) ? view.y(value) : view.height;
     const radius = (isFirst ? size * 1.35 : size) * view.ratio;
     const y = Math.max(radius + 1, Math.min(view.height - radius - 1, Number.isNaN(inside) ? view.height : inside));
@@ -163,12 +163,13 @@ export function drawDot(context, x, y, radius, color) {
  * @param {number} x device pixels
  * @param {number} y
  * @param {string} color
+ * @param {boolean} [isLeft]
  */
-export function drawLabel(context, view, text, x, y, color) {
+export function drawLabel(context, view, text, x, y, color, isLeft = false) {
   const size = 11 * view.ratio;
   context.font = `${size}px Roboto, system-ui, sans-serif`;
   const width = context.measureText(text).width;
-  const left = x + 6 * view.ratio + width > view.width ? x - width - 6 * view.ratio : x + 6 * view.ratio;
+  const left = isLeft || x + 6 * view.ratio + width > view.width ? x - width - 6 * view.ratio : x + 6 * view.ratio;
   const base = Math.max(size, Math.min(view.height - 3 * view.ratio, y + size * 0.35));
   context.globalAlpha = 0.85;
   context.fillStyle = view.theme.surface;

@@ -89,10 +89,9 @@ export function paddedRange(values, scale) {
 export function ticks(scale, low, high, count) {
   const [from, to] = [scale.invert(low), scale.invert(high)];
   if (scale.name === "linear") return linearTicks(from, to, count);
-  const powers = powersOfTen(scale, from, to);
-  // Less than about two decades: powers alone would leave the axis bare.
-  if (powers.filter((v) => v !== 0).length < 2) return linearTicks(from, to, count);
-  return thin(powers, scale, ((high - low) / count) * 0.8);
+  // Powers of ten first, then their halves and fifths, then round numbers: a short axis is not left bare, a long one not crowded.
+  const wanted = [...powersOfTen(scale, from, to, [1]), ...powersOfTen(scale, from, to, [5]), ...linearTicks(from, to, count), ...powersOfTen(scale, from, to, [2])];
+  return thin(wanted, scale, ((high - low) / count) * 0.8);
 }
 
 /** @param {number} from @param {number} to @param {number} count */
@@ -106,24 +105,23 @@ export function linearTicks(from, to, count) {
   return Array.from({ length: Math.max(0, last - first + 1) }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-/** @param {Scale} scale @param {number} from @param {number} to */
-function powersOfTen(scale, from, to) {
+/** @param {Scale} scale @param {number} from @param {number} to @param {number[]} multiples */
+function powersOfTen(scale, from, to, multiples) {
   const inside = (/** @type {number} */ v) => v >= from && v <= to;
   const floor = Math.floor(Math.log10(scale.name === "log" ? from : scale.invert(0.5)));
   const top = Math.ceil(Math.log10(Math.max(Math.abs(from), Math.abs(to), Number.MIN_VALUE)));
   const powers = [];
-  for (let k = Math.max(floor, top - 60); k <= top; k++) powers.push(10 ** k);
-  const signed = scale.name === "log" ? powers : [...powers.map((v) => -v).reverse(), 0, ...powers];
+  for (let k = top; k >= Math.max(floor, top - 60); k--) powers.push(...multiples.map((m) => Number((m * 10 ** k).toPrecision(3))));
+  const signed = scale.name === "log" ? powers : [0, ...powers.flatMap((v) => [v, -v])];
   return signed.filter(inside);
 }
 
-/** Ticks at least `gap` apart in scaled units; 0 and the outermost win. @param {number[]} values @param {Scale} scale @param {number} gap */
-function thin(values, scale, gap) {
-  const wanted = [0, values[values.length - 1], values[0], ...[...values].reverse()];
+/** Ticks at least `gap` apart in scaled units; the first win. @param {number[]} wanted @param {Scale} scale @param {number} gap */
+function thin(wanted, scale, gap) {
   /** @type {number[]} */
   const kept = [];
   for (const value of wanted) {
-    if (values.includes(value) && kept.every((other) => Math.abs(scale.apply(other) - scale.apply(value)) >= gap)) kept.push(value);
+    if (kept.every((other) => Math.abs(scale.apply(other) - scale.apply(value)) >= gap)) kept.push(value);
   }
   return kept.sort((a, b) => a - b);
 }

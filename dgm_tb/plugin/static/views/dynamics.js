@@ -123,9 +123,8 @@ function DynamicsChart({ lines, scaleName }) {
   const chosen = selection.value.neurons;
   useEffect(() => {
     const marked = chosen.map((neuron) => lines.neurons.indexOf(neuron)).filter((i) => i >= 0);
-    chart.current?.setOverlay(drawMarked(lines, marked, hovered, hoverStep.value), hovered >= 0 || marked.length ? 0.45 : 1);
-    chart.current?.setFocus(step.value);
-    chart.current?.setHover(hoverStep.value);
+    chart.current?.setOverlay(drawMarked(lines, marked, hovered, hoverStep.value), hovered >= 0 ? 0.4 : marked.length ? 0.7 : 1);
+    chart.current?.setLines(step.value, hoverStep.value);
   }, [state, hovered, hoverStep.value, step.value, chosen]);
   return html`<div class="chart ${hovered >= 0 ? "has-hover" : ""}" ref=${host} role="img"
     aria-label="${words(statistic.value)} of the ${quantity.value} of ${lines.lines.length} neurons over steps ${first} to ${last}"></div>`;
@@ -144,7 +143,7 @@ function drawDynamics({ steps, lines, codes, isOutlier, quantiles }) {
     lines.forEach((values, i) => !isOutlier[i] && drawLine(context, view, steps, values, { color: colors.sample, alpha: 0.55 }));
     drawLine(context, view, steps, quantiles[2], { color: colors.text, alpha: 0.5, dash: [4, 3] });
     lines.forEach((values, i) => isOutlier[i] && drawLine(context, view, steps, values, { color: colors.anomaly }));
-    lines.forEach((values, i) => drawNonfinite(context, view, nonfiniteMarks(steps, values, codes[i]), colors.anomaly, 3));
+    lines.forEach((values, i) => drawNonfinite(context, view, nonfiniteMarks(steps, values, codes[i]), colors.anomaly, { size: 3, spacing: isOutlier[i] ? 40 : Infinity }));
   };
 }
 
@@ -161,7 +160,7 @@ function drawMarked({ steps, lines, codes, neurons, isOutlier }, marked, hovered
       const color = isOutlier[i] ? colors.anomaly : colors.select;
       drawLine(context, view, steps, lines[i], { color: colors.surface, width: 4 * ratio, alpha: 0.8 });
       drawLine(context, view, steps, lines[i], { color, width: (i === hovered ? 2 : 1.5) * ratio });
-      drawNonfinite(context, view, nonfiniteMarks(steps, lines[i], codes[i]), colors.anomaly, 4);
+      drawNonfinite(context, view, nonfiniteMarks(steps, lines[i], codes[i]), colors.anomaly);
     }
     const outliers = lines.map((_, i) => i).filter((i) => isOutlier[i] && !marked.includes(i));
     const labelled = [...marked.slice(0, LABELS), ...outliers.slice(0, LABELS)].slice(0, LABELS).filter((i) => i !== hovered);
@@ -173,7 +172,7 @@ function drawMarked({ steps, lines, codes, neurons, isOutlier }, marked, hovered
       const y = view.y(lines[i][peak]);
       if (taken.some((other) => Math.abs(other - y) < 14 * ratio)) continue;
       taken.push(y);
-      drawLabel(context, view, `#${neurons[i]}`, view.x(steps[peak]), y, isOutlier[i] ? colors.anomaly : colors.select);
+      drawLabel(context, view, `#${neurons[i]}`, view.x(steps[peak]), y, isOutlier[i] ? colors.anomaly : colors.select, codes[i][peak + 1] > 0);
     }
     if (hovered < 0 || at === null) return;
     const column = nearestIndex(steps, at);

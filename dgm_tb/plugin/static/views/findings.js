@@ -1,7 +1,7 @@
 // The findings strip: worst first; a click looks at snapshot, layer, neurons and example at once.
 
 import { html, useEffect, useRef } from "../vendor/vendor.js";
-import { formatEvidence, formatStep, leafName, words } from "../format.js";
+import { formatCount, formatEvidence, formatStep, leafName, words } from "../format.js";
 import { bounds, detail, findings, focusFinding, selection } from "../store.js";
 import { Panel, Skeleton } from "../ui.js";
 
@@ -16,20 +16,20 @@ export function findingMark(finding) {
 export function Findings() {
   const list = findings.value;
   const chosen = list?.find((finding) => finding.id === selection.value.finding) ?? null;
-  return html`<${Panel} name="Findings" title=${list ? title(list) : ""} className="area-findings ${chosen ? "has-chosen" : ""}">
+  return html`<${Panel} name="Findings" title=${list ? counts(list) : ""} className="area-findings ${chosen ? "has-chosen" : ""}">
     ${list === null ? html`<${Skeleton} rows=${1} />` : list.length ? html`<${Strip} list=${list} chosen=${chosen} />` : html`<${Quiet} />`}
     ${chosen ? html`<${Evidence} finding=${chosen} />` : null}
     <div class="hidden" aria-live="polite">${list?.length ? `${list.length} findings, worst: ${list[0].summary}` : ""}</div>
   <//>`;
 }
 
-/** @param {Finding[]} list */
-function title(list) {
-  const count = (/** @type {string} */ severity) => list.filter((finding) => finding.severity === severity).length;
-  const parts = [[count("error"), "error"], [count("warning"), "warning"], [count("info"), "hint"]]
-    .filter(([number]) => number)
-    .map(([number, noun]) => `${number} ${noun}${number === 1 ? "" : "s"}`);
-  return parts.join(" · ");
+/** How many of each severity, one per line. @param {Finding[]} list */
+function counts(list) {
+  const nouns = { error: "error", warning: "warning", info: "hint" };
+  return Object.entries(nouns).map(([severity, noun]) => {
+    const number = list.filter((finding) => finding.severity === severity).length;
+    return number ? html`<span key=${severity}>${formatCount(number, noun)}</span>` : null;
+  });
 }
 
 /** @param {{ list: Finding[], chosen: Finding | null }} props */

@@ -104,8 +104,7 @@ function LossChart({ series, scaleName }) {
   }, []);
   useEffect(() => chart.current?.update(state), [state]);
   useEffect(() => {
-    chart.current?.setFocus(step.value);
-    chart.current?.setHover(hoverStep.value);
+    chart.current?.setLines(step.value, hoverStep.value);
   }, [step.value, hoverStep.value, state]);
   return html`<div class="chart" ref=${host} role="img" aria-label="Losses from step ${first} to ${last}"></div>`;
 }

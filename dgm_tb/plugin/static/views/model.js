@@ -4,7 +4,7 @@ import { html, useEffect, useMemo, useRef, useState } from "../vendor/vendor.js"
 import { getArrays } from "../api.js";
 import { formatStep, words } from "../format.js";
 import { MAX_VISIBLE, ROOT, autoOpen, buildTree, lineage, reveal, visiblePart } from "../graph/tree.js";
-import { detail, filter, filtered, findings, findingsByLayer, graph, quantity, revision, select, selection, step } from "../store.js";
+import { bounds, detail, filter, filtered, findings, findingsByLayer, graph, quantity, revision, select, selection, step } from "../store.js";
 import { ErrorNote, Note, Panel, Skeleton, useResource } from "../ui.js";
 import { ModelNode, boxSize, miniLine } from "./node.js";
 
@@ -53,8 +53,9 @@ export function Model() {
     <button class="button icon" title="Zoom out" aria-label="Zoom out" onClick=${() => viewport.current?.zoom(0.8)}>−</button>
     <button class="button icon" title="Zoom in" aria-label="Zoom in" onClick=${() => viewport.current?.zoom(1.25)}>+</button>
     <button class="button" title="Show the whole model" onClick=${() => viewport.current?.fit()}>Fit</button>`;
-  const title = detail.value?.model ? html`<code>${detail.value.model}</code> ${miniTitle()}` : "";
-  return html`<${Panel} name="Model" className="area-model" title=${title} tools=${model ? tools : null}>
+  const title = detail.value?.model ? html`<code>${detail.value.model}</code>` : "";
+  return html`<${Panel} name="Model" className="area-model" title=${title} tools=${model ? tools : null}
+    footer=${model && miniStatistic() ? html`<span>mini charts: ${miniTitle()}</span>` : null}>
     ${model
       ? html`<${Diagram} key=${detail.value?.run} model=${model} viewport=${viewport} />`
       : detail.value ? html`<${Note}>The model's graph appears with the first training batch.<//>` : html`<${Skeleton} rows=${8} />`}
@@ -62,7 +63,9 @@ export function Model() {
 }
 
 function miniTitle() {
-  return `${words(miniStatistic())} ${quantity.value} near step ${formatStep(step.value)}`;
+  const [first, last] = bounds.value;
+  const low = Math.max(first, step.value - SPAN / 2);
+  return `${quantity.value} ${words(miniStatistic())}, steps ${formatStep(low)} to ${formatStep(Math.min(last, step.value + SPAN / 2))}`;
 }
 
 /** The statistic of the mini charts: layers have others than neurons. */

@@ -3,7 +3,7 @@
 import { html, useMemo, useRef, useState } from "../vendor/vendor.js";
 import { getArrays } from "../api.js";
 import { THEMES, contributionScale, magnitudeScale } from "../color.js";
-import { formatCount, formatScaled, formatStep, formatValue, shorten, words } from "../format.js";
+import { formatCount, formatInteger, formatScaled, formatStep, formatValue, shorten, words } from "../format.js";
 import { theme } from "../host.js";
 import { detail, layer, quantity, revision, select, selection, statistic, step } from "../store.js";
 import { Loaded, Note, Panel, Switch, useResource, useSize } from "../ui.js";
@@ -102,14 +102,14 @@ function Columns({ message, own, direction, neuron }) {
 function Head({ role, column, options, onChange }) {
   const label = { source: "from", focus: "focus", target: "to" }[role];
   if (!column) return html`<div class="column-head"><span>${label}</span> –</div>`;
-  return html`<div class="column-head" title="${column.layer}, ${formatCount(column.neurons, "neuron")}">
+  return html`<div class="column-head" title="${column.layer}, ${formatCount(column.neurons, "neuron")}${role === "focus" ? `; darker is farther from the layer's median ${quantity.value} ${words(statistic.value)}` : ""}">
     <span>${label}</span>
     ${options.length > 1
       ? html`<select aria-label="${label} layer" value=${column.layer} onChange=${(/** @type {any} */ event) => onChange(event.currentTarget.value)}>
           ${options.map((option) => html`<option key=${option.layer} value=${option.layer} selected=${option === column}>${option.layer}</option>`)}
         </select>`
       : html`<code>${shorten(column.layer, 20)}</code>`}
-    <small>${column.neurons > MAX_CELLS && column.role !== "focus" ? `strongest ${formatCount(MAX_CELLS, "")}of ` : ""}${formatCount(column.neurons, "").trim()}</small>
+    <small>${column.neurons > MAX_CELLS ? `${formatInteger(MAX_CELLS)} of ` : ""}${formatInteger(column.neurons)}</small>
   </div>`;
 }
 
@@ -166,10 +166,13 @@ function Drawing({ columns, own, neuron, width, height }) {
     const odd = unusualness(values);
     return placed.map((item) => item?.cells.map((cell) => {
       const value = item.column.role === "focus" ? odd?.[cell.neuron] : item.column.scaled?.[cell.neuron];
-      const fill = value === undefined ? colors.sunken : item.column.role === "focus" ? magnitude(value) : contribution(value);
+      const isKnown = value !== undefined && Number.isFinite(value);
+      const fill = !isKnown ? colors.sunken : item.column.role === "focus" ? magnitude(value) : contribution(value);
       const inset = cell.size > 7 ? 1 : 0.25;
+      const [x, y, r] = [cell.x + cell.size / 2, cell.y + cell.size / 2, cell.size * 0.22];
       return html`<rect key=${`${item.column.index} ${cell.neuron}`} data-column=${item.column.index} data-neuron=${cell.neuron}
-        x=${cell.x + inset / 2} y=${cell.y + inset / 2} width=${cell.size - inset} height=${cell.size - inset} fill=${fill} />`;
+          x=${cell.x + inset / 2} y=${cell.y + inset / 2} width=${cell.size - inset} height=${cell.size - inset} fill=${fill} />
+        ${value !== undefined && !isKnown && html`<path class="nan" d="M${x} ${y - r}l${r} ${r * 1.8}h${-2 * r}z" />`}`;
     }));
   }, [placed, colors, values]);
   const find = (/** @type {any} */ event) => {

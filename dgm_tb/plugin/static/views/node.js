@@ -15,7 +15,7 @@ const MINI = { left: 8, top: 20, height: 20 };
 /** Width and height of a box; of an open group, its heading. @param {Box} box */
 export function boxSize(box) {
   if (box.group || box.node?.layer) return LAYER;
-  return { width: Math.min(LAYER.width, Math.max(52, 26 + pillText(box).length * 6.1)), height: PILL_HEIGHT };
+  return { width: Math.min(LAYER.width, Math.max(52, (box.node?.kind === "input" || box.node?.kind === "loss" ? 40 : 28) + pillText(box).length * 6.6)), height: PILL_HEIGHT };
 }
 
 /** @param {Box} box */
@@ -109,9 +109,9 @@ function MiniChart({ minis, width }) {
       ${minis.map((mini, i) => html`<path key=${i} d=${mini.line} style=${{ opacity: minis.length > 1 ? 0.6 : 1 }} />`)}
     </svg>
     <line class="center" x1=${width / 2} x2=${width / 2} y2=${height} />
-    ${[...new Set(minis.flatMap((mini) => mini.bad.map((at) => Math.round((((at - from) / (to - from)) * width) / 7))))]
-      .filter((slot) => slot >= 0 && slot * 7 <= width)
-      .map((slot) => html`<path key=${slot} class="bad" d="M${slot * 7} ${height - 6}l3 5h-6z" />`)}
+    ${[...new Set(minis.flatMap((mini) => mini.bad.map((at) => Math.round((((at - from) / (to - from)) * width) / 12))))]
+      .filter((slot) => slot >= 0 && slot * 12 <= width)
+      .map((slot) => html`<path key=${slot} class="bad" d="M${slot * 12} ${height - 6}l3 5h-6z" />`)}
   </g>`;
 }
 

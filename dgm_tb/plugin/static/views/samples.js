@@ -14,8 +14,8 @@ import { Loaded, Note, Panel, Switch, useResource } from "../ui.js";
 /** @typedef {{ width: number, height: number, channels: number, columns: number }} Shape */
 
 const SCALES = [
-  { value: "shared", label: "normal range", hint: "grey values span the normal examples; what lies outside is red" },
-  { value: "own", label: "own range", hint: "grey values span each example's own range" },
+  { value: "shared", label: "normal", hint: "grey values span the normal examples; what lies outside is red" },
+  { value: "own", label: "own", hint: "grey values span each example's own range" },
 ];
 
 export function Samples() {
@@ -28,11 +28,10 @@ export function Samples() {
   const resource = useResource(key, () => getArrays("samples", query, revision.value));
   const hasRelevance = Boolean(resource.value?.header.relevance.length);
   const tools = resource.value && html`
-    ${hasRelevance ? html`<label class="check"><input type="checkbox" checked=${overlay} onChange=${() => setOverlay(!overlay)} />input relevance</label>` : null}
-    <${Switch} label="value range" value=${range} options=${SCALES} onChange=${setRange} />`;
+    ${hasRelevance ? html`<label class="check"><input type="checkbox" checked=${overlay} onChange=${() => setOverlay(!overlay)} />relevance</label>` : null}
+    <span class="hint">range</span><${Switch} label="value range" value=${range} options=${SCALES} onChange=${setRange} />`;
   return html`<${Panel} name="Samples" className="area-samples" tools=${tools}
-    title=${finding ? `step ${formatStep(finding.step)}` : ""}
-    footer=${resource.value ? html`<${Relevance} message=${resource.value} />` : null}
+    footer=${resource.value && !resource.error ? html`<${Relevance} message=${resource.value} />` : null}
   >
     ${finding
       ? html`<${Loaded} resource=${resource} rows=${4}>
@@ -45,8 +44,9 @@ export function Samples() {
 /** What the relevance map explains. @param {{ message: Message }} props */
 function Relevance({ message }) {
   const [map] = message.header.relevance;
-  if (!map) return html`<span>No relevance map was recorded for this finding.</span>`;
-  return html`<span>relevance of the input for <code>${shorten(map.target, 24)}</code> #${map.neuron}</span>`;
+  const at = `step ${formatStep(message.header.step)}`;
+  if (!map) return html`<span>${at} · no relevance map was recorded</span>`;
+  return html`<span>${at} · relevance of the input for <code>${shorten(map.target, 24)}</code> #${map.neuron}</span>`;
 }
 
 /** Rows, columns and channels to draw an input with. @param {string} axes @param {number[]} shape of `inputs` @returns {Shape} */
@@ -145,7 +145,7 @@ function Examples({ message, range, overlay }) {
   return html`<div class="examples">
     <div class="abnormal"><h3>abnormal</h3><div>${group("abnormal")}</div></div>
     ${normals ? html`<div class="normal"><h3>normal, same batch</h3><div>${group("normal")}</div></div>` : null}
-    ${column >= 0 ? html`<p class="hint">max |a|: largest |activation| of the example in ${layer.value?.name}</p>` : null}
+    ${column >= 0 ? html`<p class="hint">|a|: largest |activation| of the example in <code>${layer.value?.name}</code></p>` : null}
   </div>`;
 }
 
@@ -157,7 +157,8 @@ function Card({ example, values, shape, range, strength, map }) {
   const image = useRef(/** @type {HTMLCanvasElement | null} */ (null));
   const shade = useRef(/** @type {HTMLCanvasElement | null} */ (null));
   const [low, high] = finiteRange(values);
-  useEffect(() => paint(image.current, toPixels(values, shape, ...range), shape), [values, range[0], range[1]]);
+  const isCovered = Boolean(map); // under a relevance map, grey in its own range: two colour scales in one image cannot be read
+  useEffect(() => paint(image.current, toPixels(values, shape, ...(isCovered ? /** @type {[number, number]} */ ([low, high]) : range)), shape), [values, range[0], range[1], isCovered]);
   useEffect(() => {
     if (map) paint(shade.current, toOverlay(map.values, shape, Number(map.largest), contributionScale(THEMES[theme.value])), shape);
   }, [map?.values, theme.value]);
@@ -172,10 +173,11 @@ function Card({ example, values, shape, range, strength, map }) {
       <canvas ref=${shade} width=${shape.width} height=${shape.height} hidden=${!map}></canvas>
     </span>
     <span class="caption">
-      <b title=${place}>${name}</b>${example.label === null ? "" : ` label ${example.label}`}
+      <b title=${place}>${name}</b>
+      ${example.label === null ? null : html`<small>label ${example.label}</small>`}
       <small>${formatValue(low)} … ${formatValue(high)}</small>
       ${bad ? html`<small class="bad">▲ ${bad} not finite</small>` : null}
-      ${strength === null ? null : html`<small>max |a| <b class=${example.role === "abnormal" ? "bad" : ""}>${formatValue(strength)}</b></small>`}
+      ${strength === null ? null : html`<small>|a| <b class=${example.role === "abnormal" ? "bad" : ""}>${formatValue(strength)}</b></small>`}
     </span>
   </button>`;
 }
