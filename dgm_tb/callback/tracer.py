@@ -92,8 +92,10 @@ class Tracer(TorchFunctionMode):
         self._handles: list[Any] = []
         self._stance: AbstractContextManager[Any] | None = None
         for name, module in root.named_modules():
-            if name in leaves:
+            if name in leaves and type(module).__module__.startswith("torch."):
                 self._hook_leaf(name, module)
+            elif name in leaves:
+                self._hook_own_leaf(name, module)
             elif name and not _is_inside(name, leaves):
                 self._hook_container(name, module)
 
@@ -208,19 +210,39 @@ class Tracer(TorchFunctionMode):
             self._depth = max(0, self._depth - 1)
             if self._depth or not entered or torch._C._current_graph_task_id() != -1:
                 return
-            call = self._calls.get(name, 0)
-            self._calls[name] = call + 1
-            slot = name if call == 0 else f"{name}@{call}"
-            tensors = list(tensors_in(output))
-            kind = "loss" if isinstance(module, nn.modules.loss._Loss) else "module"
-            first = tensors[0] if tensors else None
-            node = self._add(slot, kind, type(module).__name__, first, slot, name.rpartition(".")[0])
-            self.trace.inputs_of[node] = entered.pop()
-            self._mark(tensors, node)
+            slot = self._note_call(name, module, entered.pop(), output)
             self.after_leaf(slot, name, output)
 
         self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
         self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+
+    def _hook_own_leaf(self, name: str, module: nn.Module) -> None:
+        """A leaf module that is none of torch's: what it does is traced, and ends in a node of its own."""
+
+        def before(_: nn.Module, __: Any) -> None:
+            self._path.append(name)
+
+        def after(_: nn.Module, __: Any, output: Any) -> None:
+            if len(self._path) > 1:
+                self._path.pop()
+            if not self._depth and torch._C._current_graph_task_id() == -1:
+                self._note_call(name, module, self._parents(output), output)
+
+        self._handles.append(module.register_forward_pre_hook(before))
+        self._handles.append(module.register_forward_hook(after, always_call=True))
+
+    def _note_call(self, name: str, module: nn.Module, parents: list[str], output: Any) -> str:
+        """Add the node of one call of a module; its id."""
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        slot = name if call == 0 else f"{name}@{call}"
+        tensors = list(tensors_in(output))
+        kind = "loss" if isinstance(module, nn.modules.loss._Loss) else "module"
+        first = tensors[0] if tensors else None
+        self._add(slot, kind, type(module).__name__, first, slot, name.rpartition(".")[0])
+        self.trace.inputs_of[slot] = parents
+        self._mark(tensors, slot)
+        return slot
 
     def _hook_container(self, name: str, module: nn.Module) -> None:
         def before(_: nn.Module, __: Any) -> None:
@@ -233,8 +255,24 @@ class Tracer(TorchFunctionMode):
         self._handles.append(module.register_forward_pre_hook(before))
         self._handles.append(module.register_forward_hook(after, always_call=True))
 
-    def _suspend(self, *_: Any) -> None:
+    def _suspend(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+        """An optimizer steps; but a closure that it calls is the training step itself."""
         self._suspended += 1
+        wrapped = tuple(map(self._traced, args))
+        return wrapped, {key: self._traced(value) for key, value in kwargs.items()}
+
+    def _traced(self, closure: Any) -> Any:
+        if not callable(closure) or isinstance(closure, torch.optim.Optimizer):
+            return closure
+
+        def traced() -> Any:
+            self._suspended -= 1
+            try:
+                return closure()
+            finally:
+                self._suspended += 1
+
+        return traced
 
     def _resume(self, *_: Any) -> None:
         self._suspended = max(0, self._suspended - 1)
