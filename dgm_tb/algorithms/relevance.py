@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.hooks import RemovableHandle
 
 from dgm_tb.algorithms.recorder import CallRecorder, Rules
@@ -104,7 +105,8 @@ class RelevanceMode:
     def __enter__(self) -> RelevanceMode:
         for name, module in self._model.named_modules():
             self._handles += self._recorder.watch(module)
-            self._handles.append(module.register_forward_hook(partial(self._note_slot, name)))
+            note = partial(self._note_slot, name)
+            self._handles.append(module.register_forward_hook(note, with_kwargs=True))
         self._recorder.__enter__()  # type: ignore[no-untyped-call]
         return self
 
@@ -148,7 +150,13 @@ class RelevanceMode:
 
     @property
     def records(self) -> list[Record]:
-        """The function calls of the run, in order."""
+        """The function calls of the run, in order.
+
+        Raises:
+            RuntimeError: Inside the block, where propagation itself would be recorded.
+        """
+        if self._handles:
+            raise RuntimeError("the run is still being recorded; leave the RelevanceMode block first")
         return self._recorder.tape.records
 
     # -- recording ---------------------------------------------------------------------------------------------------
@@ -161,15 +169,15 @@ class RelevanceMode:
         self._counts["input"] += 1
         return Rank.DATA, f"input{self._counts['input'] - 1}"
 
-    def _note_slot(self, name: str, module: nn.Module, arguments: Any, result: Any) -> None:
+    def _note_slot(self, name: str, module: nn.Module, arguments: Any, keywords: Any, result: Any) -> None:
         if self._recorder.is_inside_module_rule:
             return
         call = self._counts[f"layer {name}"]
         self._counts[f"layer {name}"] += 1
         slot = f"{name}@{call}" if call else name
+        given, gave = tensors_in((arguments, keywords)), tensors_in(result)
         value_of = self._recorder.tape.value_of
-        inputs, outputs = (tuple(value_of(tensor) for tensor in tensors_in(tree)) for tree in (arguments, result))
-        self.slots[slot] = Slot(module, inputs, outputs)
+        self.slots[slot] = Slot(module, tuple(map(value_of, given)), tuple(map(value_of, gave)))
         if slot == self._stop_after:
             raise TargetReached(slot)
 
@@ -241,9 +249,9 @@ class Walk:
             return None
         try:
             return record.rule(call, relevance)
-        except (RuntimeError, NotImplementedError, IndexError, KeyError, AttributeError, TypeError):
-            if record.rule not in _BUILT_IN:  # a user's own rule shows its own error
-                raise
+        except Exception:
+            if record.rule not in _BUILT_IN:
+                raise  # a user's own rule shows its own error
             return None  # an unusual use of a known function: relevance stops there and is reported
 
 
@@ -291,18 +299,11 @@ def relevance(
 
 def neuron_axis(module: nn.Module, output: Tensor) -> int:
     """The axis of a layer's output along which its neurons lie: channels of a convolution, units of anything else."""
-    n_positions = {1: 1, 2: 2, 3: 3}.get(_n_spatial_axes(module), None)
-    if n_positions is not None:
-        return output.ndim - n_positions - 1
+    if isinstance(module, _ConvNd):
+        return output.ndim - len(module.stride) - 1
     if isinstance(module, nn.Linear | nn.LayerNorm | nn.Embedding | nn.RNNBase | nn.MultiheadAttention):
         return output.ndim - 1
     return 1 if output.ndim > 1 else 0
-
-
-def _n_spatial_axes(module: nn.Module) -> int:
-    weight = getattr(module, "kernel_size", None)
-    is_convolution = isinstance(module, nn.modules.conv._ConvNd)
-    return len(weight) if is_convolution and isinstance(weight, tuple) else 0
 
 
 def _restrict(start: Tensor, name: str, axis: int, neuron: int | None, examples: int | Sequence[int] | None) -> Tensor:

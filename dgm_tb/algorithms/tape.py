@@ -9,6 +9,7 @@ values that live in the same memory are copied; afterwards the tensor, and every
 from __future__ import annotations
 
 import inspect
+import types
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -240,8 +241,9 @@ def _asks_in_place(function: Any, arguments: tuple[Any, ...], keywords: dict[str
 
 
 @cache
-def _inplace_position(function: Callable[..., Any]) -> int | None:
-    names = list(inspect.signature(function).parameters)
+def _inplace_position(function: types.FunctionType) -> int | None:
+    code = function.__code__  # not inspect.signature: it follows wrappers into builtins that have none
+    names = code.co_varnames[: code.co_argcount]
     return names.index("inplace") if "inplace" in names else None
 
 
