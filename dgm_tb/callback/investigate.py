@@ -124,7 +124,7 @@ class Investigator:
         bad_rows = origin.bad.reshape(len(origin.bad), -1).any(1) if origin.bad.dim() else origin.bad
         knows_rows = origin.bad.dim() > 0 and len(origin.bad) == table.n_examples
         verdict.everywhere = not knows_rows or bool(bad_rows.all())
-        outliers = table.outliers(until=origin.node)
+        outliers = table.outliers()
         slot = self._suspect(finder, origin, table, outliers)
         rows = torch.nonzero(bad_rows).flatten().tolist() if knows_rows and not verdict.everywhere else []
         self._blame(verdict, step, table, outliers, slot, rows)
@@ -276,10 +276,10 @@ class ExampleTable:
                 rows.append((slots[number], np.where(np.isfinite(values), values, np.inf)))
         self._rows = rows
 
-    def outliers(self, until: str = "") -> Outliers:
-        """Examples out of line, judged by the layers before the slot ``until``."""
+    def outliers(self) -> Outliers:
+        """Examples out of line, judged by the input and the layers before the first non-finite one."""
         rows = self._rows
-        stop = next((n for n, (slot, _) in enumerate(rows) if slot is not None and slot.name == until), len(rows))
+        stop = next((n for n, (slot, v) in enumerate(rows) if slot is not None and not np.isfinite(v).all()), len(rows))
         chosen = [values for _, values in rows[:stop]]
         return outlying_examples(np.stack(chosen) if chosen else np.zeros((0, 0)))
 
