@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache, partial
 from typing import Any
 
@@ -34,6 +35,16 @@ class CallRecorder(TorchFunctionMode):
         self._rules = {function_name(key): rule for key, rule in rules.items() if not isinstance(key, type)}
         self._module_rules = {key: rule for key, rule in rules.items() if isinstance(key, type)}
         self._opaque: list[Pending] = []
+        self._is_paused = False
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Do not record what hooks compute for themselves."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
 
     @property
     def is_inside_module_rule(self) -> bool:
@@ -55,7 +66,7 @@ class CallRecorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self._opaque or _is_query(func):
+        if self._is_paused or self._opaque or _is_query(func):
             return func(*args, **kwargs)
         rule = self._rules.get(function_name(func)) or rule_for(func)
         if rule is None and _is_composite(func):
@@ -67,13 +78,16 @@ class CallRecorder(TorchFunctionMode):
         return result
 
     def _enter_module(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        self._opaque.append(self.tape.before(partial(run_module, module), arguments, keywords))
+        with self.paused():
+            self._opaque.append(self.tape.before(partial(run_module, module), arguments, keywords))
 
     def _leave_module(
         self, rule: Rule, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], result: Any
     ) -> None:
         pending = self._opaque.pop()
-        if not self._opaque:
+        if self._opaque:
+            return  # a module inside another one with a rule
+        with self.paused():
             self.tape.after(pending, result, rule, type(module).__name__)
 
 

@@ -177,7 +177,8 @@ class RelevanceMode:
         slot = f"{name}@{call}" if call else name
         given, gave = tensors_in((arguments, keywords)), tensors_in(result)
         value_of = self._recorder.tape.value_of
-        self.slots[slot] = Slot(module, tuple(map(value_of, given)), tuple(map(value_of, gave)))
+        with self._recorder.paused():
+            self.slots[slot] = Slot(module, tuple(map(value_of, given)), tuple(map(value_of, gave)))
         if slot == self._stop_after:
             raise TargetReached(slot)
 

@@ -71,8 +71,6 @@ class Record:
             return index[id(leaf)] if id(leaf) in index else widen(leaf.tensor)
 
         top = max(value.rank for value in self.carriers)
-        candidates = [i for i, value in enumerate(self.carriers) if value.rank == top]
-        signals = [i for i in candidates if not self.carriers[i].is_gate]
         return Call(
             name=self.name,
             function=self.function,
@@ -80,7 +78,8 @@ class Record:
             keywords={key: replace_leaves(tree, fill) for key, tree in self.keywords.items() if key != "out"},
             inputs=tuple(widen(value.tensor) for value in self.carriers),
             outputs=tuple(widen(value.tensor) for value in self.outputs),
-            signals=tuple(signals or candidates),
+            signals=tuple(i for i, value in enumerate(self.carriers) if value.rank == top),
+            gates=tuple(i for i, value in enumerate(self.carriers) if value.is_gate),
             kept=self.kept,
             writes=self.writes,
         )
@@ -198,8 +197,11 @@ def overwrite(old: Tensor, written: Tensor, old_place: Geometry, written_place: 
         offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
         for shape, strides, offset in (old_place, written_place)
     )
-    memory = torch.as_strided_scatter(old.new_zeros(extent), old, *old_place)
-    return torch.as_strided_scatter(memory, written.to(old.dtype), *written_place).as_strided(*old_place).clone()
+    addresses = torch.arange(extent, device=old.device)
+    at_old, at_written = (addresses.as_strided(*place).flatten() for place in (old_place, written_place))
+    # not as_strided_scatter: its gradient for the memory is that of the written part (torch 2.13)
+    memory = old.new_zeros(extent).index_put((at_old,), old.flatten())
+    return memory.index_put((at_written,), written.to(old.dtype).flatten())[at_old].reshape(old.shape)
 
 
 RANDOM = frozenset(

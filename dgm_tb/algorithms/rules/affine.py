@@ -25,8 +25,8 @@ def epsilon(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
 def product(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
     """The epsilon rule for a function that is linear in each of several factors: a matrix product, a convolution.
 
-    One factor that is signal (the other being a weight, a gate, noise): it gets everything. Two: each gets half
-    (Achtibat et al. 2024, AttnLRP).
+    One factor that is signal (the other being a weight, or noise beside data): it gets everything. Two: each gets
+    half (Achtibat et al. 2024, AttnLRP).
     """
     places = 0
 

@@ -36,7 +36,8 @@ class Call:
         inputs: The tensors that depend on data (an example or a random draw), each once, with the values they had
             before the call. Half precision is widened to float32.
         outputs: The tensors that carry relevance out of the call.
-        signals: Indices of the inputs that are signal rather than gate, noise beside data, or scale (see ``product``).
+        signals: Indices of the inputs that are signal: data, or draws where there is no data.
+        gates: Indices of the inputs that are sigmoids, softmaxes, or made only of such.
         kept: Positions of ``outputs`` among all tensors that the function returns.
         writes: The function changes its first argument in place.
     """
@@ -48,6 +49,7 @@ class Call:
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     signals: tuple[int, ...]
+    gates: tuple[int, ...]
     kept: tuple[int, ...]
     writes: bool = False
 

@@ -29,8 +29,9 @@ def signal_takes_all(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor |
 
     A gate is a sigmoid or softmax, or anything made only of such; noise is a random draw that meets data.
     """
-    part = relevance[0] / len(call.signals)
-    return [fit(part, x) if i in call.signals else None for i, x in enumerate(call.inputs)]
+    takers = [i for i in call.signals if i not in call.gates] or call.signals
+    part = relevance[0] / len(takers)
+    return [fit(part, x) if i in takers else None for i, x in enumerate(call.inputs)]
 
 
 def numerator_takes_all(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
