@@ -229,15 +229,17 @@ def _failure(graph: Graph, rng: np.random.Generator) -> Iterator[Record]:
 def _findings() -> list[tuple[str, Finding]]:
     """Id and finding, not yet in order."""
     overflow = Finding(
-        kind="nonfinite", severity="error", step=BAD_STEP, first_step=BAD_STEP, last_step=BAD_STEP + 1, module=BAD_LAYER,
-        summary=f"exp overflows after {BAD_LAYER}: neuron {BAD_NEURON} reaches 640 for dataset example {BAD_INDEX}; the "
-        f"loss is Inf at step {BAD_STEP} and NaN from then on.",
+        kind="nonfinite", severity="error", step=BAD_STEP, first_step=BAD_STEP, last_step=BAD_STEP + 1,
+        module=BAD_LAYER,
+        summary=f"exp overflows after {BAD_LAYER}: neuron {BAD_NEURON} reaches 640 for dataset example {BAD_INDEX}; "
+        f"the loss is Inf at step {BAD_STEP} and NaN from then on.",
         modules=["exp", "decoder.0"], neurons=[BAD_NEURON, 11], samples=[BAD_INDEX],
         evidence={"sample_index": "dataset", "largest": 640.0, "loss": float("inf")},
         advice="Clamp the log-variance, for example to [-10, 10], and look at the example.",
     )  # fmt: skip
     outlier = Finding(
-        kind="outlier_sample", severity="error", step=BAD_STEP, first_step=BAD_STEP, last_step=BAD_STEP, module="encoder.0",
+        kind="outlier_sample", severity="error", step=BAD_STEP, first_step=BAD_STEP, last_step=BAD_STEP,
+        module="encoder.0",
         summary=f"Dataset example {BAD_INDEX} is 900 times brighter than the rest of its batch.",
         neurons=[12, 80], samples=[BAD_INDEX],
         evidence={"sample_index": "dataset", "range": [0.0, 14400.0], "typical": [0.0, 16.0]},

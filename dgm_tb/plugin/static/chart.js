@@ -191,7 +191,7 @@ export class Chart {
         },
         {
           ...axis, size: Y_AXIS_WIDTH, gap: 6,
-          splits: (plot) => ticks(this.state.scale, ...this.state.yRange, Math.max(2, plot.bbox.height / devicePixelRatio / 34)).map(this.state.scale.apply),
+          splits: (plot) => ticks(this.state.scale, ...this.state.yRange, Math.max(2, plot.bbox.height / devicePixelRatio / 26)).map(this.state.scale.apply),
           values: (_, splits) => splits.map((value) => formatValue(tidy(this.state.scale.invert(value)))),
         },
       ],

@@ -63,6 +63,12 @@ export function isVisible() {
   return window.innerHeight > 0 && document.visibilityState === "visible";
 }
 
+/** Makes the tab's keys work at once, unless something in TensorBoard's page has the focus. */
+export function takeFocus() {
+  const active = parentWindow?.document.activeElement;
+  if (!active || active === parentWindow?.document.body) window.focus();
+}
+
 /**
  * Calls back when TensorBoard's reload button was pressed or its auto-reload fired.
  *

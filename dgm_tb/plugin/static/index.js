@@ -2,7 +2,7 @@
 
 import { html, render as mount } from "./vendor/vendor.js";
 import { App } from "./app.js";
-import { watchTheme } from "./host.js";
+import { takeFocus, watchTheme } from "./host.js";
 import { startSession } from "./session.js";
 
 export async function render() {
@@ -12,6 +12,7 @@ export async function render() {
   watchTheme();
   startSession();
   mount(html`<${App} />`, document.body);
+  takeFocus();
 }
 
 /** @param {string} path */

@@ -21,8 +21,10 @@ export function buildTree(graph) {
   /** @type {Map<string, Box>} */
   const groups = new Map([[ROOT, newBox(ROOT, "", null)]]);
   for (const node of graph.nodes) {
-    const parent = groupOf(groups, node.module, calls.get(node.id) ?? 0);
-    parent.children.push(newBox(node.id, nodeLabel(node), node));
+    const call = calls.get(node.id) ?? 0;
+    const label = nodeLabel(node);
+    const isNamedByGroup = call > 0 && label.endsWith(`@${call}`);
+    groupOf(groups, node.module, call).children.push(newBox(node.id, isNamedByGroup ? label.replace(/@\d+$/, "") : label, node));
   }
   const root = /** @type {Box} */ (groups.get(ROOT));
   root.open = true;

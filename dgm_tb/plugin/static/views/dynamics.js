@@ -20,6 +20,7 @@ import { clampRange } from "./loss.js";
 
 const SCALES = [{ value: "symlog", label: "symlog" }, { value: "linear", label: "linear" }];
 const LABELS = 4;
+const WITH_WEIGHTS = new Set(["weight", "update"]);
 
 export function Dynamics() {
   const run = detail.value;
@@ -29,7 +30,8 @@ export function Dynamics() {
     run: run?.run, layer: at?.name, quantity: quantity.value, statistic: statistic.value, k: 64, columns: 400,
     ...(range.value ? { first: range.value[0], last: range.value[1] } : {}),
   };
-  const key = run && at ? `${JSON.stringify(query)} ${revision.value}` : null;
+  const missing = at && WITH_WEIGHTS.has(quantity.value) && at.has_weights === false;
+  const key = run && at && query.statistic && !missing ? `${JSON.stringify(query)} ${revision.value}` : null;
   const resource = useResource(key, () => getArrays("dynamics", query, revision.value));
   const lines = useMemo(() => toLines(resource.value), [resource.value]);
   return html`<${Panel}
@@ -39,7 +41,9 @@ export function Dynamics() {
     tools=${html`<${Quantities} /><${Select} label="scale" hideLabel value=${scaleName} options=${SCALES} onChange=${setScale} />`}
     footer=${resource.value && !resource.error ? html`<${Disclosure} header=${resource.value.header} lines=${lines} />` : null}
   >
-    ${at
+    ${missing
+      ? html`<${Note}>${at.type} ${at.name} has no weights of its own: choose activation or gradient, or a layer with weights.<//>`
+      : at
       ? html`<${Loaded} resource=${resource} rows=${6}>
           ${() => lines && html`<${DynamicsChart} lines=${lines} scaleName=${scaleName} />`}
         <//>`

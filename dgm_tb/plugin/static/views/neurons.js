@@ -43,7 +43,7 @@ export function Neurons() {
   return html`<${Panel}
     name="Neurons" className="area-neurons" title=${title}
     tools=${html`<${Switch} label="direction" value=${direction} options=${DIRECTIONS} onChange=${setDirection} />
-      <${Switch} label="examples" value=${samples} options=${SAMPLES} onChange=${setSamples} />`}
+      <${Switch} label="examples" value=${samples} options=${SAMPLES.map((option) => ({ ...option, disabled: option.value !== "batch" && !run?.finding_snapshots.length }))} onChange=${setSamples} />`}
     footer=${resource.value && !resource.error ? html`<${Legend} message=${resource.value} neuron=${neuron} />` : null}
   >
     ${at
@@ -149,7 +149,8 @@ export function unusualness(values) {
 function Drawing({ columns, own, neuron, width, height }) {
   const [hovered, setHovered] = useState(/** @type {{ column: Column, cell: Cell } | null} */ (null));
   const colors = THEMES[theme.value];
-  const name = `${quantity.value}.${statistic.value}`;
+  const wanted = `${quantity.value}.${statistic.value}`;
+  const name = own?.arrays[wanted] ? wanted : own?.header.names[0] ?? wanted; // a layer without weights shows its activation
   const values = own?.arrays[name]?.values;
   const gap = Math.max(36, width * 0.11);
   const columnWidth = (width - 2 * gap) / 3;
