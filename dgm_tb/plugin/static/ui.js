@@ -56,7 +56,7 @@ export function Loaded({ resource, rows, children }) {
 export function Select({ label, value, options, onChange, hideLabel = false }) {
   return html`<label class="select">
     <span class=${hideLabel ? "hidden" : ""}>${label}</span>
-    <select value=${value} onChange=${(/** @type {any} */ event) => onChange(event.currentTarget.value)}>
+    <select aria-label=${label} value=${value} onChange=${(/** @type {any} */ event) => onChange(event.currentTarget.value)}>
       ${options.map((option) => {
         const { value: key, label: text } = typeof option === "string" ? { value: option, label: option.replaceAll("_", " ") } : option;
         return html`<option key=${key} value=${key} selected=${key === value}>${text}</option>`;

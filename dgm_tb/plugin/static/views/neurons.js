@@ -147,7 +147,7 @@ export function unusualness(values) {
 
 /** @param {{ columns: (Column | undefined)[], own: Message | null, neuron: number | null, width: number, height: number }} props */
 function Drawing({ columns, own, neuron, width, height }) {
-  const [hovered, setHovered] = useState(/** @type {{ column: Column, cell: Cell } | null} */ (null));
+  const [pointed, setPointed] = useState(/** @type {DOMStringMap | null} */ (null));
   const colors = THEMES[theme.value];
   const wanted = `${quantity.value}.${statistic.value}`;
   const name = own?.arrays[wanted] ? wanted : own?.header.names[0] ?? wanted; // a layer without weights shows its activation
@@ -176,20 +176,20 @@ function Drawing({ columns, own, neuron, width, height }) {
         ${value !== undefined && !isKnown && html`<path class="nan" d="M${x} ${y - r}l${r} ${r * 1.8}h${-2 * r}z" />`}`;
     }));
   }, [placed, colors, values]);
-  const find = (/** @type {any} */ event) => {
-    const { column: index, neuron: number } = event.target.dataset ?? {};
-    const item = placed.find((entry) => entry && String(entry.column.index) === index);
-    const cell = item?.cells.find((entry) => String(entry.neuron) === number);
+  const find = (/** @type {DOMStringMap | null} */ data) => {
+    const item = placed.find((entry) => entry && String(entry.column.index) === data?.column);
+    const cell = item?.cells.find((entry) => String(entry.neuron) === data?.neuron);
     return item && cell ? { column: item.column, cell } : null;
   };
+  const hovered = find(pointed); // looked up anew: the numbers under a resting pointer may change
   const pick = (/** @type {any} */ event) => {
-    const hit = find(event);
+    const hit = find(event.target.dataset);
     if (hit) select({ layer: hit.column.layer, neurons: [hit.cell.neuron], finding: hit.column.role === "focus" ? selection.value.finding : "" });
   };
   const focus = neuron === null ? null : placed[1]?.cells.find((cell) => cell.neuron === neuron) ?? null;
   const others = selection.value.neurons.slice(1).flatMap((number) => placed[1]?.cells.filter((cell) => cell.neuron === number) ?? []);
-  return html`<svg class="neurons" width=${width} height=${height} onMouseMove=${(/** @type {any} */ event) => setHovered(find(event))}
-      onMouseLeave=${() => setHovered(null)} onClick=${pick} role="img" aria-label="Contributions around ${columns[1]?.layer ?? ""}${neuron === null ? "" : ` neuron ${neuron}`}">
+  return html`<svg class="neurons" width=${width} height=${height} onMouseMove=${(/** @type {any} */ event) => setPointed(event.target.dataset)}
+      onMouseLeave=${() => setPointed(null)} onClick=${pick} role="img" aria-label="Contributions around ${columns[1]?.layer ?? ""}${neuron === null ? "" : ` neuron ${neuron}`}">
     <g class=${hovered && hovered.column.role !== "focus" ? "quiet" : ""}>${cells}</g>
     ${focus && html`<${Edges} placed=${placed} focus=${focus} hovered=${hovered} />`}
     ${others.map((cell) => html`<${Ring} key=${cell.neuron} cell=${cell} className="ring other" />`)}
