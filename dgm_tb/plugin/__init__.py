@@ -1,0 +1,1 @@
+"""TensorBoard plugin: reader of recordings, HTTP routes and the tab. Loads neither torch nor lightning."""

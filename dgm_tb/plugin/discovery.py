@@ -1,0 +1,73 @@
+"""Finds recordings below a log folder."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from dgm_tb.records import PLUGIN_NAME, SEGMENT_SUFFIX
+
+MAX_FOLDERS = 50_000
+"""Folders looked at before giving up: a log folder set to "/" must not hang TensorBoard."""
+
+
+def recordings_in(run_folder: Path) -> list[Path]:
+    """Folders of the recordings of one run, by name."""
+    place = run_folder / "plugins" / PLUGIN_NAME
+    try:
+        names = sorted(os.listdir(place))
+    except OSError:
+        return []
+    return [place / name for name in names if (place / name).is_dir() and _has_segments(place / name)]
+
+
+def find_runs(logdir: Path) -> dict[str, Path]:
+    """Every run with a recording at or below ``logdir``.
+
+    Links are followed, as TensorBoard does; a folder that was seen before is not entered again.
+
+    Returns:
+        Run name -> folder; the name is the path relative to ``logdir``, ``"."`` for itself.
+    """
+    runs = {}
+    for folder in _walk(logdir):
+        if recordings_in(folder):
+            runs[folder.relative_to(logdir).as_posix()] = folder
+    return dict(sorted(runs.items(), key=lambda item: _natural(item[0])))
+
+
+def _walk(logdir: Path) -> Iterator[Path]:
+    seen: set[tuple[int, int]] = set()
+    n_folders = 0
+    for root, folders, _ in os.walk(logdir, followlinks=True):
+        try:
+            status = os.stat(root)
+        except OSError:
+            continue
+        n_folders += 1
+        if (status.st_dev, status.st_ino) in seen or n_folders > MAX_FOLDERS:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders[:] = [name for name in folders if name not in ("plugins", "checkpoints", ".git", "__pycache__")]
+        yield Path(root)
+
+
+def _has_segments(folder: Path) -> bool:
+    try:
+        return any(name.endswith(SEGMENT_SUFFIX) for name in os.listdir(folder))
+    except OSError:
+        return False
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key: ``version_9`` before ``version_10``."""
+    parts, number = [], ""
+    for letter in f"{name}\0":
+        if letter.isdigit():
+            number += letter
+            continue
+        if number:
+            parts.append((0, int(number), ""))
+            number = ""
+        parts.append((1, 0, letter))
+    return parts

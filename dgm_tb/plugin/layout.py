@@ -1,0 +1,227 @@
+"""Where the body and the arrays of a record lie in its bytes, found without copying the arrays.
+
+``records.parse`` decodes a whole ``Event``. A view often needs a few rows of one array, of thousands of records: the
+index therefore keeps, per record, where each array begins, and rows are read straight from the file. The walk below
+visits only the tags and lengths of the protocol buffer; bytes of arrays are skipped.
+
+Source: https://protobuf.dev/programming-guides/encoding/ and tensorboard's event.proto, summary.proto and tensor.proto.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.errors import RecordError
+from dgm_tb.records import KINDS, PLUGIN_NAME
+
+# Field numbers of the messages on the way to an array.
+_EVENT_WALL_TIME, _EVENT_STEP, _EVENT_SUMMARY = 1, 2, 5
+_SUMMARY_VALUE = 1
+_VALUE_TAG, _VALUE_TENSOR, _VALUE_METADATA = 1, 8, 9
+_METADATA_PLUGIN_DATA, _PLUGIN_DATA_CONTENT = 1, 2
+_TENSOR_DTYPE, _TENSOR_SHAPE, _TENSOR_CONTENT = 1, 2, 4
+_SHAPE_DIM, _DIM_SIZE = 2, 1
+
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
+_MAX_AXES = 16
+
+# Numbers of tensorboard's DataType enum.
+DTYPES: dict[int, np.dtype[Any]] = {
+    19: np.dtype("<f2"),
+    1: np.dtype("<f4"),
+    2: np.dtype("<f8"),
+    9: np.dtype("<i8"),
+    4: np.dtype("u1"),
+}
+
+Field = tuple[int, int, int, int]
+"""Field number, wire type, value or first byte, end of the bytes."""
+
+
+@dataclass(frozen=True)
+class ArrayPlace:
+    """An array inside a record: ``offset`` counts bytes from the beginning of the payload."""
+
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+@dataclass(frozen=True)
+class Head:
+    """All of a record but its arrays' contents.
+
+    Attributes:
+        kind: As in ``records.KINDS``, or a newer version's.
+        last_step: Step of the event.
+        wall_time: Seconds since 1970.
+        content: JSON of the body.
+        arrays: Where the arrays are.
+    """
+
+    kind: str
+    last_step: int
+    wall_time: float
+    content: bytes
+    arrays: tuple[ArrayPlace, ...]
+
+    def body(self) -> dict[str, Any]:
+        """The body, ``first_step`` included.
+
+        Raises:
+            RecordError: If it is no JSON object.
+        """
+        return load_body(self.kind, self.content)
+
+
+def load_body(kind: str, content: bytes) -> dict[str, Any]:
+    """A record's body.
+
+    Raises:
+        RecordError: If it is no JSON object, or nested too deeply to be one of ours.
+    """
+    try:
+        body = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"the body of a {kind[:40]!r} record is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise RecordError(f"the body of a {kind[:40]!r} record is no JSON object")
+    return body
+
+
+def read_head(payload: bytes) -> Head:
+    """Find the body and the arrays of a record.
+
+    Args:
+        payload: Serialized ``Event``.
+
+    Raises:
+        RecordError: If the bytes are no record of dgm_tb, or claim more than they bring.
+    """
+    wall_time, step, values = 0.0, 0, []
+    for number, wire, start, stop in _fields(payload, 0, len(payload)):
+        if number == _EVENT_SUMMARY and wire == _BYTES:
+            values += [(a, b) for n, w, a, b in _fields(payload, start, stop) if n == _SUMMARY_VALUE and w == _BYTES]
+        elif number == _EVENT_STEP and wire == _VARINT:
+            step = start if start < 1 << 63 else start - (1 << 64)
+        elif number == _EVENT_WALL_TIME and wire == _FIXED64:
+            wall_time = struct.unpack_from("<d", payload, start)[0]
+    if not values:
+        raise RecordError("not a record of dgm_tb: no summary value")
+    tag, content = _first_value(payload, *values[0])
+    own = f"{PLUGIN_NAME}/"
+    if not tag.startswith(own):
+        raise RecordError(f"not a record of dgm_tb: tag {tag[:40]!r}")
+    prefix = f"{tag}/"
+    arrays = tuple(place for a, b in values[1:] if (place := _array_place(payload, a, b, prefix)) is not None)
+    return Head(tag[len(own) :], step, wall_time if math.isfinite(wall_time) else 0.0, content, arrays)
+
+
+def check_axes(kind: str, arrays: tuple[ArrayPlace, ...]) -> None:
+    """Check arrays against ``records.KINDS``.
+
+    Raises:
+        RecordError: If an array is unknown or has the wrong number of axes.
+    """
+    known = KINDS[kind].arrays
+    for place in arrays:
+        axes = known.get(place.name)
+        if axes is None:
+            raise RecordError(f"a {kind} record has no array {place.name[:40]!r}")
+        if len(place.shape) < len(axes) - 1 if "*" in axes else len(place.shape) != len(axes):
+            raise RecordError(f"{kind}.{place.name} has the axes [{', '.join(axes)}]; got shape {place.shape}")
+
+
+def _fields(payload: bytes, at: int, end: int) -> Iterator[Field]:
+    while at < end:
+        key, at = _varint(payload, at, end)
+        number, wire = key >> 3, key & 7
+        if wire == _BYTES:
+            size, at = _varint(payload, at, end)
+            stop = at + size
+            value = at
+        elif wire == _VARINT:
+            value, stop = _varint(payload, at, end)
+        elif wire == _FIXED64:
+            value, stop = at, at + 8
+        elif wire == _FIXED32:
+            value, stop = at, at + 4
+        else:
+            raise RecordError(f"not a protocol buffer: wire type {wire}")
+        if stop > end:
+            raise RecordError("a protocol buffer that claims more bytes than it brings")
+        yield number, wire, value, stop
+        at = stop
+
+
+def _varint(payload: bytes, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = payload[at]
+        at += 1
+        if byte < 0x80:
+            return value | byte << shift, at
+        value |= (byte & 0x7F) << shift
+        shift += 7
+    raise RecordError("a protocol buffer with a torn number")
+
+
+def _first_value(payload: bytes, start: int, stop: int) -> tuple[str, bytes]:
+    tag, content = "", b""
+    for number, wire, a, b in _fields(payload, start, stop):
+        if number == _VALUE_TAG and wire == _BYTES:
+            tag = _text(payload, a, b)
+        elif number == _VALUE_METADATA and wire == _BYTES:
+            for plugin_data in _messages(payload, a, b, _METADATA_PLUGIN_DATA):
+                for place in _messages(payload, *plugin_data, _PLUGIN_DATA_CONTENT):
+                    content = payload[slice(*place)]
+    return tag, content
+
+
+def _messages(payload: bytes, start: int, stop: int, wanted: int) -> list[tuple[int, int]]:
+    return [(a, b) for number, wire, a, b in _fields(payload, start, stop) if number == wanted and wire == _BYTES]
+
+
+def _text(payload: bytes, start: int, stop: int) -> str:
+    return payload[start : min(stop, start + 200)].decode("utf-8", "replace")
+
+
+def _array_place(payload: bytes, start: int, stop: int, prefix: str) -> ArrayPlace | None:
+    tag, tensor = "", None
+    for number, wire, a, b in _fields(payload, start, stop):
+        if number == _VALUE_TAG and wire == _BYTES:
+            tag = _text(payload, a, b)
+        elif number == _VALUE_TENSOR and wire == _BYTES:
+            tensor = a, b
+    if tensor is None or not tag.startswith(prefix):
+        return None
+    dtype, shape, content = 0, [], (0, 0)
+    for number, wire, a, b in _fields(payload, *tensor):
+        if number == _TENSOR_CONTENT and wire == _BYTES:
+            content = a, b
+        elif number == _TENSOR_DTYPE and wire == _VARINT:
+            dtype = a
+        elif number == _TENSOR_SHAPE and wire == _BYTES:
+            shape = [_dim(payload, *dim) for dim in _messages(payload, a, b, _SHAPE_DIM)]
+    if dtype not in DTYPES or len(shape) > _MAX_AXES or any(size >= 1 << 40 for size in shape):
+        raise RecordError(f"{tag}: dtype {dtype} with shape {shape[:_MAX_AXES]} is none of ours")
+    place = ArrayPlace(tag[len(prefix) :], DTYPES[dtype], tuple(shape), content[0])
+    if place.nbytes != content[1] - content[0]:
+        raise RecordError(f"{tag}: shape {place.shape} needs {place.nbytes} bytes, {content[1] - content[0]} came")
+    return place
+
+
+def _dim(payload: bytes, start: int, stop: int) -> int:
+    sizes = (a for number, wire, a, _ in _fields(payload, start, stop) if number == _DIM_SIZE and wire == _VARINT)
+    return next(sizes, 0)

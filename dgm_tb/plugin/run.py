@@ -1,0 +1,445 @@
+"""One run, read: losses, statistics, dynamics, contributions and findings of all its recordings together."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.algorithms.sampling import blue_noise_order
+from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
+from dgm_tb.graph import Graph, Layer, Link
+from dgm_tb.plugin.discovery import find_runs, recordings_in
+from dgm_tb.plugin.recording import Entry, Recording
+from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
+from dgm_tb.records import STATISTICS, Finding, severity_order
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+HOW_TO_RECORD = "record one with L.Trainer(callbacks=[dgm_tb.DGMTrackerCallback()])"
+
+
+def open_run(path: str | Path) -> "Run":
+    """Open the recordings of one run.
+
+    Args:
+        path: A run folder, or a log folder that holds exactly one run.
+
+    Raises:
+        NoRecordingError: If there is no recording there, or more than one run.
+    """
+    folder = Path(path)
+    runs = {".": folder} if recordings_in(folder) else find_runs(folder)
+    if not runs:
+        what = "has no recording of dgm_tb" if folder.is_dir() else "is no folder"
+        raise NoRecordingError(f"{folder} {what}; {HOW_TO_RECORD}")
+    if len(runs) > 1:
+        raise NoRecordingError(f"{folder} holds {len(runs)} runs; open one of them: {', '.join(runs)}")
+    ((name, place),) = runs.items()
+    return Run(place, name=place.name if name == "." else name)
+
+
+class Run:
+    """All recordings of one run folder; a later one supersedes the earlier ones' steps from where it resumed.
+
+    Args:
+        folder: The run folder.
+        name: How findings name it.
+    """
+
+    def __init__(self, folder: Path, name: str = "") -> None:
+        self.folder = folder
+        self.name = name or folder.name
+        self._recordings: dict[Path, Recording] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what was written since."""
+        for place in recordings_in(self.folder):
+            self._recordings.setdefault(place, Recording(place))
+        for recording in list(self._recordings.values()):
+            recording.refresh()
+
+    # -- what there is -------------------------------------------------------------------------------------------------
+
+    @property
+    def recordings(self) -> list[Recording]:
+        """The recordings, oldest first."""
+        return sorted(self._recordings.values(), key=lambda recording: (recording.started, recording.name))
+
+    @property
+    def revision(self) -> str:
+        """Changes exactly when something new was read."""
+        found = list(self._recordings.values())
+        return f"{len(found)}.{sum(recording.revision for recording in found)}"
+
+    @property
+    def graph(self) -> Graph:
+        """The newest traced graph."""
+        graphs = [recording.graph for recording in self.recordings]
+        return next((graph for graph in reversed(graphs) if graph.layers or graph.nodes), Graph())
+
+    @property
+    def layers(self) -> list[str]:
+        """Slots with neurons, in data-flow order."""
+        return [layer.name for layer in self.graph.flow_order()]
+
+    @property
+    def findings(self) -> list[Finding]:
+        """Everything found, worst first, then earliest first."""
+        return [finding for _, finding in self.numbered_findings()]
+
+    def numbered_findings(self) -> list[tuple[str, Finding]]:
+        """The findings with their ids, unique within the run."""
+        found: dict[str, Finding] = {}
+        several = len(self.recordings) > 1
+        for number, (recording, limit) in enumerate(self._spans()):
+            for entry in recording.entries("finding"):
+                body = entry.body
+                try:
+                    finding = replace(Finding.from_json(body["finding"]), run=self.name)
+                except (RecordError, TypeError, AttributeError):
+                    continue
+                if finding.step < limit:
+                    found[f"{number}-{body['id']}" if several else str(body["id"])] = finding
+        return sorted(found.items(), key=lambda item: severity_order(item[1]))
+
+    @property
+    def losses(self) -> dict[str, Series]:
+        """Every loss by name: returned (``loss``), logged, and each manual backward pass (``backward.0``, ...)."""
+        parts: dict[str, list[tuple[Array, Array, Array]]] = {}
+        for entry, limit in self._entries("loss"):
+            names = entry.body["names"]
+            steps, values, present = entry.read("steps"), entry.read("values"), entry.read("present")
+            for column, name in enumerate(names[: values.shape[1]]):
+                keep = (present[:, column] > 0) & (steps < limit)
+                parts.setdefault(str(name), []).append(
+                    (steps[keep], values[keep, column], entry.read("global_steps")[keep])
+                )
+        return {name: Series(*map(np.concatenate, zip(*found, strict=True))) for name, found in parts.items()}
+
+    @property
+    def snapshots(self) -> list[int]:
+        """Steps with contribution matrices of the whole batch."""
+        found = self._entries("contribution", samples="batch")
+        return sorted({entry.last_step for entry, limit in found if entry.last_step < limit})
+
+    @property
+    def notes(self) -> list[str]:
+        """What the callback said could not be recorded, and what this version could not read."""
+        found = [f"step {entry.last_step}: {entry.body['text']}" for entry, _ in self._entries("note")]
+        for recording in self.recordings:
+            for kind, count in recording.unknown_kinds.items():
+                found.append(f"{count} records of the unknown kind {kind!r} were skipped: a newer dgm_tb wrote them")
+        return found
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """Bytes that could not be read."""
+        return [gap for recording in self.recordings for gap in recording.gaps]
+
+    @property
+    def steps(self) -> tuple[int, int] | None:
+        """First and last step with a loss or a statistic; None if there is none."""
+        found = [*self._entries("loss"), *self._entries("layer_statistics")]
+        if not found:
+            return None
+        return min(e.first_step for e, _ in found), int(max(min(e.last_step, limit - 1) for e, limit in found))
+
+    @property
+    def ended(self) -> str | None:
+        """Why the newest recording ended (``finished``, ``exception``, ``interrupted``), or None while it goes on."""
+        recordings = self.recordings
+        found = recordings[-1].entries("end") if recordings else []
+        return str(found[-1].body["reason"]) if found else None
+
+    @property
+    def last_wall_time(self) -> float | None:
+        """When the newest record was written, in seconds since 1970."""
+        times = [e.wall_time for kind in ("loss", "end", "recording") for e, _ in self._entries(kind)]
+        return max(times, default=None)
+
+    # -- numbers -------------------------------------------------------------------------------------------------------
+
+    def layer_statistics(self, layer: str, quantity: str = "activation") -> dict[str, Series]:
+        """Statistics of a whole layer at every observed step.
+
+        Args:
+            layer: A name in ``layers``.
+            quantity: ``activation``, ``gradient``, ``weight`` or ``update``.
+
+        Raises:
+            UnknownNameError: If the recording has no such layer or quantity.
+        """
+        parts: dict[str, list[tuple[Array, Array]]] = {}
+        for entry, limit, recording in self._entries_of(quantity, "layer_statistics"):
+            number = _row_number(recording.graph, layer, quantity)
+            values = entry.read("values")
+            if number is None or number >= values.shape[1]:
+                continue
+            steps = entry.read("steps")
+            keep = steps < limit
+            for column, name in enumerate(entry.body["statistics"][: values.shape[2]]):
+                parts.setdefault(str(name), []).append((steps[keep], values[keep, number, column]))
+        if not parts:
+            raise self._missing(layer, quantity)
+        no_steps = np.zeros(0, np.int64)
+        joined = {name: list(map(np.concatenate, zip(*found, strict=True))) for name, found in parts.items()}
+        return {name: Series(steps, values, no_steps) for name, (steps, values) in joined.items()}
+
+    def dynamics(self, layer: str, quantity: str = "activation", statistic: str | None = None) -> Dynamics:
+        """The history of every neuron of a layer, at the finest detail kept for all of them.
+
+        Args:
+            layer: A name in ``layers``.
+            quantity: ``activation``, ``gradient``, ``weight`` or ``update``.
+            statistic: One of ``records.STATISTICS[quantity]``; its first one by default.
+
+        Raises:
+            UnknownNameError: If the recording has no such layer, quantity or statistic.
+        """
+        statistic = statistic or (STATISTICS[quantity][0].name if quantity in STATISTICS else "")
+        windows, columns = [], []
+        for entry, limit, recording in self._entries_of(quantity, "dynamics"):
+            span = _neuron_span(recording.graph, layer, quantity)
+            picked = _aggregate_columns(entry.body["aggregates"], statistic)
+            if span is None or span[1] > entry.n_rows("values"):
+                continue
+            if not picked:
+                raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {_names(entry)}")
+            keep = entry.read("windows")[:, 1] < limit
+            values = entry.read("values", *span)[:, keep]
+            windows.append(entry.read("windows")[keep])
+            kept = [picked[name] for name in ("main", "min", "max") if name in picked]
+            columns.append([values[:, :, column].astype(np.float32) for column in kept])
+        if not windows:
+            raise self._missing(layer, quantity)
+        bounds = np.concatenate(windows)
+        joined = [np.concatenate(parts, 1) for parts in zip(*columns, strict=False)]
+        low, high = (joined[1], joined[2]) if len(joined) == 3 else (None, joined[1] if len(joined) == 2 else None)
+        return Dynamics(bounds[:, 1], joined[0], np.arange(len(joined[0])), bounds[:, 0], low, high)
+
+    def polylines(
+        self, layer: str, quantity: str = "activation", k: int = 64, first: int | None = None, last: int | None = None
+    ) -> Dynamics:
+        """A blue-noise sample of a layer's neurons, and every outlier, at full step resolution where that was kept.
+
+        Args:
+            layer: A name in ``layers``.
+            quantity: ``activation``, ``gradient``, ``weight`` or ``update``.
+            k: Neurons to draw; outliers come on top.
+            first: First step of the range that is sampled and returned; all of them by default.
+            last: Last step of it.
+
+        Returns:
+            Their histories; where a neuron was not kept at full resolution, the value of its window. Outliers first.
+
+        Raises:
+            UnknownNameError: If the recording has no such layer or quantity.
+        """
+        everything = self.dynamics(layer, quantity)
+        inside = np.ones(len(everything.steps), np.bool_)
+        inside &= everything.steps >= (first if first is not None else -np.inf)
+        inside &= everything.first_steps <= (last if last is not None else np.inf)
+        if not inside.any():
+            inside[np.searchsorted(everything.steps, first or 0).clip(0, len(inside) - 1)] = True
+        kept, odd = self._kept_polylines(layer, quantity, first, last)
+        must = [neuron for neuron in odd if neuron < len(everything.values)]
+        ids = blue_noise_order(
+            everything.values[:, inside],
+            min(k + len(must), len(everything.values)),
+            rng=np.random.default_rng(0),
+            must=must,
+            previous=[neuron for neuron in kept if neuron < len(everything.values)],
+        )
+        steps = self._observed_steps(quantity, first, last)
+        values = _fill(everything, ids, steps)
+        for row, neuron in enumerate(ids):
+            for part_steps, part_values in kept.get(int(neuron), []):
+                places = np.searchsorted(steps, part_steps)
+                known = (places < len(steps)) & (steps[places.clip(0, len(steps) - 1)] == part_steps)
+                values[row, places[known]] = part_values[known]
+        return Dynamics(steps, values, np.asarray(ids), steps, outliers=np.isin(ids, must))
+
+    def contribution(
+        self, source: str, target: str, step: int, direction: str = "forward", samples: str = "batch"
+    ) -> ContributionMatrix:
+        """Who contributed to whom between two neighbouring layers.
+
+        Args:
+            source: The earlier layer.
+            target: The later one.
+            step: A snapshot in ``snapshots``; for the examples of a finding, its step.
+            direction: ``forward``: relevance by LRP epsilon with the target's own output as relevance, summed over the
+                examples; ``backward``: input times weight times the gradient of the target.
+            samples: ``batch``, ``abnormal`` or ``normal``.
+
+        Returns:
+            ``[target neurons, source neurons]``, float32, raw; its ``scaled`` is in [-1, 1].
+
+        Raises:
+            UnknownNameError: If the layers are no neighbours, or the step has no such matrix.
+        """
+        link = self.link(source, target)
+        columns = "position" if link.kind == "unflatten" else "channel"
+        found = self._contributions(target, direction, samples, columns)
+        if step not in found:
+            steps = ", ".join(map(str, sorted(found))) or "none"
+            raise UnknownNameError(
+                f"no {direction} contributions of {samples} into {target!r} at step {step}; snapshots: {steps}"
+            )
+        matrix = found[step].read("values").astype(np.float32)
+        n_source = next(layer.neurons for layer in self.graph.layers if layer.name == source)
+        group = max(link.group, 1)
+        part = matrix[:, link.start : link.start + n_source * group]
+        summed = part.reshape(len(matrix), n_source, group).sum(2) if part.shape[1] == n_source * group else None
+        if summed is None:
+            raise UnknownNameError(f"the matrix of {target!r} at step {step} has other columns than its link says")
+        return ContributionMatrix(summed, step, link.kind)
+
+    def link(self, source: str, target: str) -> Link:
+        """The link between two layers.
+
+        Raises:
+            UnknownNameError: If there is none; says why, and which layers do lead there.
+        """
+        graph = self.graph
+        for link in graph.links:
+            if (link.source, link.target) == (source, target):
+                return link
+        known = ", ".join(link.source for link in graph.links if link.target == target) or "none"
+        reason = graph.no_contribution.get(target, "")
+        raise UnknownNameError(
+            f"no contributions from {source!r} to {target!r}; layers that lead to {target!r}: {known}"
+            + (f" ({reason})" if reason else "")
+        )
+
+    def contribution_steps(self, target: str, direction: str, samples: str, columns: str = "channel") -> list[int]:
+        """Steps with a matrix into ``target``."""
+        return sorted(self._contributions(target, direction, samples, columns))
+
+    def evidence(self, kind: str, finding: str) -> list[Entry]:
+        """Records of a kind (``samples``, ``relevance``) that belong to a finding, by its id."""
+        spans = list(self._spans())
+        number, _, name = finding.partition("-") if len(spans) > 1 else ("0", "", finding)
+        if not number.isdigit() or int(number) >= len(spans):
+            return []
+        return spans[int(number)][0].entries(kind, finding=name)
+
+    # -- internals -----------------------------------------------------------------------------------------------------
+
+    def _spans(self) -> Iterator[tuple[Recording, float]]:
+        """Each recording with the step from which a later one supersedes it."""
+        recordings = self.recordings
+        for number, recording in enumerate(recordings):
+            later = [other.resume_step for other in recordings[number + 1 :]]
+            yield recording, float(min(later, default=np.inf))
+
+    def _entries(self, kind: str, **wanted: Any) -> list[tuple[Entry, float]]:
+        return [
+            (entry, limit)
+            for recording, limit in self._spans()
+            for entry in recording.entries(kind, **wanted)
+            if entry.first_step < limit
+        ]
+
+    def _entries_of(self, quantity: str, kind: str) -> Iterator[tuple[Entry, float, Recording]]:
+        for recording, limit in self._spans():
+            for entry in recording.entries(kind, quantity=quantity):
+                if entry.first_step < limit:
+                    yield entry, limit, recording
+
+    def _contributions(self, target: str, direction: str, samples: str, columns: str) -> dict[int, Entry]:
+        found = self._entries("contribution", target=target, direction=direction, samples=samples, columns=columns)
+        return {entry.last_step: entry for entry, limit in found if entry.last_step < limit}
+
+    def _observed_steps(self, quantity: str, first: int | None, last: int | None) -> Array:
+        parts = [(e.read("steps"), limit) for e, limit, _ in self._entries_of(quantity, "layer_statistics")]
+        kept = [steps[steps < limit] for steps, limit in parts]
+        steps = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
+        keep = (steps >= (first if first is not None else -np.inf)) & (steps <= (last if last is not None else np.inf))
+        return steps[keep]
+
+    def _kept_polylines(
+        self, layer: str, quantity: str, first: int | None, last: int | None
+    ) -> tuple[dict[int, list[tuple[Array, Array]]], list[int]]:
+        """Full-resolution pieces by neuron of the layer, and the outliers among them."""
+        kept: dict[int, list[tuple[Array, Array]]] = {}
+        odd: dict[int, None] = {}
+        for entry, limit, recording in self._entries_of(quantity, "polylines"):
+            span = _neuron_span(recording.graph, layer, quantity)
+            outside = (first is not None and entry.last_step < first) or (last is not None and entry.first_step > last)
+            if span is None or outside:
+                continue
+            ids, steps = entry.read("neurons"), entry.read("steps")
+            own = np.flatnonzero((ids >= span[0]) & (ids < span[1]))
+            keep = steps < limit
+            values, outliers = entry.read("values"), entry.read("outliers")
+            for column in own:
+                neuron = int(ids[column]) - span[0]
+                kept.setdefault(neuron, []).append((steps[keep], values[keep, column].astype(np.float32)))
+                if outliers[column]:
+                    odd[neuron] = None
+        return kept, list(odd)
+
+    def _missing(self, layer: str, quantity: str) -> UnknownNameError:
+        graph = self.graph
+        if quantity not in STATISTICS:
+            return UnknownNameError(f"no quantity {quantity!r}; there are {', '.join(STATISTICS)}")
+        if layer not in {known.name for known in graph.layers}:
+            return UnknownNameError(f"no layer {layer!r}; there are {', '.join(self.layers) or 'none'}")
+        if _neuron_span(graph, layer, quantity) is None:
+            return UnknownNameError(f"layer {layer!r} has no {quantity}: it has no weights of its own")
+        return UnknownNameError(f"no {quantity} of layer {layer!r} has been recorded yet")
+
+
+def _aggregate_columns(aggregates: list[str], statistic: str) -> dict[str, int]:
+    """Columns of a statistic: ``main`` (the first one), ``min``, ``max``."""
+    columns: dict[str, int] = {}
+    for number, aggregate in enumerate(aggregates):
+        name, _, window = str(aggregate).partition("/")
+        if name == statistic:
+            columns.setdefault("main" if "main" not in columns else window, number)
+    return columns
+
+
+def _names(entry: Entry) -> str:
+    return ", ".join(dict.fromkeys(str(name).partition("/")[0] for name in entry.body["aggregates"]))
+
+
+def find_layer(graph: Graph, name: str) -> Layer | None:
+    """The layer of that name."""
+    return next((layer for layer in graph.layers if layer.name == name), None)
+
+
+def _neuron_span(graph: Graph, layer: str, quantity: str) -> tuple[int, int] | None:
+    """First and last + 1 row of a layer in arrays over all neurons."""
+    found = find_layer(graph, layer)
+    if found is None:
+        return None
+    if quantity in ("activation", "gradient"):
+        return found.offset, found.offset + found.neurons
+    weight = next((weight for weight in graph.weights if weight.module == found.module), None)
+    return None if weight is None else (weight.offset, weight.offset + weight.neurons)
+
+
+def _row_number(graph: Graph, layer: str, quantity: str) -> int | None:
+    """Number of a layer in arrays over all layers."""
+    found = find_layer(graph, layer)
+    if found is None:
+        return None
+    if quantity in ("activation", "gradient"):
+        return graph.layers.index(found)
+    modules = [weight.module for weight in graph.weights]
+    return modules.index(found.module) if found.module in modules else None
+
+
+def _fill(everything: Dynamics, ids: Array, steps: Array) -> Array:
+    """Window values of some neurons at every step; NaN outside all windows."""
+    if not len(everything.steps) or not len(steps):
+        return np.full((len(ids), len(steps)), np.nan, np.float32)
+    window = np.searchsorted(everything.steps, steps).clip(0, len(everything.steps) - 1)
+    values = everything.values[ids][:, window].astype(np.float32)
+    values[:, (steps < everything.first_steps[window]) | (steps > everything.steps[window])] = np.nan
+    return values

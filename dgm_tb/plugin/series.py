@@ -1,0 +1,81 @@
+"""What a run hands out: named arrays along the steps, and contribution matrices."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Series:
+    """One number per step.
+
+    Attributes:
+        steps: The callback's batch counter ``[T]``, ascending, int64.
+        values: ``[T]``, floating point.
+        global_steps: Lightning's ``global_step`` of the same steps ``[T]``; empty where it was not recorded.
+    """
+
+    steps: Array
+    values: Array
+    global_steps: Array
+
+
+@dataclass(frozen=True)
+class Dynamics:
+    """The history of many neurons.
+
+    Attributes:
+        steps: ``[T]``; with windows, the last step of each.
+        values: ``[neurons, T]``; with windows, each one's main aggregate. NaN where nothing was recorded.
+        neurons: Number of each within its layer ``[neurons]``.
+        first_steps: First step of each window ``[T]``; equal to ``steps`` at full resolution.
+        low: Smallest value in each window ``[neurons, T]``, or None where it is not kept.
+        high: Largest value in each window ``[neurons, T]``, or None where it is not kept.
+        outliers: Whether each neuron is an outlier of its layer ``[neurons]``.
+    """
+
+    steps: Array
+    values: Array
+    neurons: Array
+    first_steps: Array
+    low: Array | None = None
+    high: Array | None = None
+    outliers: Array | None = None
+
+
+class ContributionMatrix(np.ndarray[Any, np.dtype[np.float32]]):
+    """Contributions ``[target neurons, source neurons]``, float32, raw.
+
+    Attributes:
+        step: The attributed snapshot.
+        kind: What lies between the layers: ``channels``, ``flatten`` or ``unflatten``.
+    """
+
+    step: int
+    kind: str
+
+    def __new__(cls, values: Array, step: int, kind: str) -> "ContributionMatrix":
+        """Wrap an array."""
+        matrix = np.asarray(values, np.float32).view(cls)
+        matrix.step, matrix.kind = step, kind
+        return matrix
+
+    def __array_finalize__(self, other: Any) -> None:
+        self.step = getattr(other, "step", -1)
+        self.kind = getattr(other, "kind", "")
+
+    @property
+    def largest(self) -> Array:
+        """The largest finite ``|contribution|`` into each target neuron ``[target neurons]``."""
+        magnitude = np.abs(np.asarray(self))
+        return np.asarray(np.where(np.isfinite(magnitude), magnitude, 0.0).max(-1, initial=0.0))
+
+    @property
+    def scaled(self) -> Array:
+        """The contributions over ``largest``, in ``[-1, 1]``; 0 for a target without any, NaN kept."""
+        largest = self.largest[..., None]
+        scaled = np.asarray(self) / np.where(largest > 0, largest, 1.0)
+        return np.clip(scaled, -1.0, 1.0)
