@@ -83,9 +83,10 @@ export function startSession() {
     if (value.run) writeSelection(value);
   });
   onSelection((chosen) => {
+    if (!Object.keys(chosen).length) return writeSelection(selection.peek()); // TensorBoard drops ours when tabs change
     if (chosen.run && chosen.run !== selection.peek().run) chooseRun(chosen.run);
     select({ neurons: [], sample: null, finding: "", ...chosen });
-    void refresh();
+    return void refresh();
   });
   onReload(() => void refresh());
   effect(() => {

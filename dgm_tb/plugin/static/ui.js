@@ -95,11 +95,12 @@ export function Switch({ label, value, options, onChange }) {
  *
  * @template T
  * @param {string | null} key what is asked for; null asks for nothing
+ * @param {string} version asks again when it changes, without the old answer counting as stale: a live run grows
  * @param {() => Promise<T>} load
  * @param {number} [delay] milliseconds to wait, so that dragging a slider asks once
  * @returns {Resource<T>}
  */
-export function useResource(key, load, delay = 0) {
+export function useResource(key, version, load, delay = 0) {
   const [state, setState] = useState(/** @type {{ key: string | null, value: T | null, error: Error | null }} */ ({ key: null, value: null, error: null }));
   const [attempt, setAttempt] = useState(0);
   const isFirst = useRef(true);
@@ -123,7 +124,7 @@ export function useResource(key, load, delay = 0) {
       isCurrent = false;
       clearTimeout(timer);
     };
-  }, [key, attempt]);
+  }, [key, version, attempt]);
   return {
     value: key === null ? null : state.value,
     error: state.key === key ? state.error : null,

@@ -31,8 +31,8 @@ export function Dynamics() {
     ...(range.value ? { first: range.value[0], last: range.value[1] } : {}),
   };
   const missing = at && WITH_WEIGHTS.has(quantity.value) && at.has_weights === false;
-  const key = run && at && query.statistic && !missing ? `${JSON.stringify(query)} ${revision.value}` : null;
-  const resource = useResource(key, () => getArrays("dynamics", query, revision.value));
+  const key = run && at && query.statistic && !missing ? JSON.stringify(query) : null;
+  const resource = useResource(key, revision.value, () => getArrays("dynamics", query, revision.value));
   const lines = useMemo(() => toLines(resource.value), [resource.value]);
   return html`<${Panel}
     name="Dynamics"

@@ -22,8 +22,8 @@ export function Loss() {
   const [hidden, setHidden] = useState(/** @type {string[]} */ ([]));
   const [first, last] = range.value ?? bounds.value;
   const query = { run: run?.run, columns: 800, ...(range.value ? { first, last } : {}) };
-  const key = run ? `${JSON.stringify(query)} ${revision.value}` : null;
-  const resource = useResource(key, () => getArrays("losses", query, revision.value));
+  const key = run ? JSON.stringify(query) : null;
+  const resource = useResource(key, revision.value, () => getArrays("losses", query, revision.value));
   const series = useMemo(() => toSeries(resource.value), [resource.value]);
   const shown = series.filter((item) => !hidden.includes(item.name));
   const toggle = (/** @type {string} */ name) => setHidden(hidden.includes(name) ? hidden.filter((item) => item !== name) : [...hidden, name]);

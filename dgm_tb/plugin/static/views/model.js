@@ -78,8 +78,8 @@ function miniStatistic() {
 function useMinis() {
   const center = Math.round(step.value / (SPAN / 4)) * (SPAN / 4); // asked for once per quarter of the window
   const query = { run: detail.value?.run, quantity: quantity.value, statistic: miniStatistic(), center, span: 2 * SPAN, columns: 96 };
-  const key = detail.value && query.statistic ? `${JSON.stringify(query)} ${revision.value}` : null;
-  const resource = useResource(key, () => getArrays("minis", query, revision.value), 60);
+  const key = detail.value && query.statistic ? JSON.stringify(query) : null;
+  const resource = useResource(key, revision.value, () => getArrays("minis", query, revision.value), 60);
   return useMemo(() => {
     const { header, arrays } = resource.value ?? { header: { layers: [] }, arrays: {} };
     const width = arrays.steps?.shape[0] ?? 0;
@@ -199,7 +199,7 @@ function Diagram({ model, viewport }) {
   const part = useMemo(() => visiblePart(boxes, open, model.edges), [boxes, open]);
   const items = part.visible.map((box) => ({ id: box.id, parent: box.parent, isOpen: box.group && open.has(box.id), ...boxSize(box) }));
   const question = { root: ROOT, items, edges: part.edges };
-  const resource = useResource(JSON.stringify([items, part.edges]), () => requestLayout(question));
+  const resource = useResource(JSON.stringify([items, part.edges]), "", () => requestLayout(question));
   const layout = /** @type {Layout | null} */ (resource.value);
   const svg = useRef(/** @type {SVGSVGElement | null} */ (null));
   const content = useRef(/** @type {SVGGElement | null} */ (null));
@@ -225,13 +225,9 @@ function Diagram({ model, viewport }) {
     if (part.visible.length + box.children.length <= MAX_VISIBLE || !next.has(box.id)) setOpened(next);
   };
   const act = (/** @type {Box} */ box) => (box.group ? toggle(box) : box.node?.layer ? select({ layer: box.node.layer, finding: "" }) : undefined);
-  const lit = here ? lineage(part.edges, here.id) : new Set();
   return html`<svg class="diagram" ref=${svg} aria-label="Data flow of the model">
     <g ref=${content}>
-      ${layout && html`
-        <${Nodes} part=${part} layout=${layout} open=${open} model=${model} here=${here} act=${act} groups=${true} />
-        <g class="edges">${layout.edges.map((edge) => html`<${Flow} key=${`${edge.source}\n${edge.target}`} points=${edge.points} isLit=${lit.has(`${edge.source}\n${edge.target}`)} />`)}</g>
-        <${Nodes} part=${part} layout=${layout} open=${open} model=${model} here=${here} act=${act} groups=${false} />`}
+      ${layout && html`<${Scene} part=${part} layout=${layout} open=${open} model=${model} here=${here} act=${act} />`}
     </g>
   </svg>`;
 }
@@ -244,13 +240,20 @@ function revealWithin(/** @type {Map<string, Box>} */ boxes, /** @type {Set<stri
 }
 
 /**
- * Open groups lie under the edges, everything else above them.
+ * All that is drawn: open groups under the edges, everything else above them.
  *
  * @param {{ part: ReturnType<typeof visiblePart>, layout: Layout, open: Set<string>, model: ModelGraph, here: Box | undefined,
- *           act: (box: Box) => void, groups: boolean }} props
+ *           act: (box: Box) => void }} props
  */
-function Nodes({ part, layout, open, model, here, act, groups }) {
+function Scene({ part, layout, open, model, here, act }) {
   const lines = useMinis();
+  const edges = useMemo(() => {
+    const lit = here ? lineage(part.edges, here.id) : new Set();
+    return layout.edges.map(({ source, target, points }) => {
+      const key = `${source}\n${target}`;
+      return html`<${Flow} key=${key} points=${points} isLit=${lit.has(key)} />`;
+    });
+  }, [layout, here?.id]);
   const visibleNames = filtered.value;
   const isOpen = (/** @type {Box} */ box) => box.group && open.has(box.id);
   const onKey = (/** @type {KeyboardEvent} */ event, /** @type {Box} */ box) => {
@@ -261,9 +264,8 @@ function Nodes({ part, layout, open, model, here, act, groups }) {
     event.preventDefault();
     event.stopPropagation();
   };
-  return part.visible
-    .filter((box) => layout.boxes[box.id] && isOpen(box) === groups)
-    .map((box) => {
+  const nodes = (/** @type {boolean} */ groups) =>
+    part.visible.filter((box) => layout.boxes[box.id] && isOpen(box) === groups).map((box) => {
       const worst = box.layers.flatMap((name) => findingsByLayer.value.get(name) ?? [])[0] ?? null;
       const isDimmed = visibleNames && !box.layers.some((name) => visibleNames.has(name));
       const minis = box.layers.slice(0, 12).flatMap((name) => {
@@ -274,6 +276,7 @@ function Nodes({ part, layout, open, model, here, act, groups }) {
         state="${box === here ? "chosen" : ""} ${isDimmed ? "dimmed" : ""}" focusable=${here ? box === here : box === part.visible[0]}
         reason=${model.unrecorded[box.id] ?? ""} onAct=${act} onKey=${onKey} />`;
     });
+  return html`${nodes(true)}<g class="edges">${edges}</g>${nodes(false)}`;
 }
 
 /** The box that an arrow key leads to: along an edge, or beside. @param {string} key @param {Box} box @param {[string, string][]} edges @param {Layout} layout */

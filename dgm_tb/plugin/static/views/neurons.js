@@ -35,10 +35,10 @@ export function Neurons() {
   const [direction, setDirection] = useState("forward");
   const neuron = selection.value.neurons.find((number) => at && number < at.neurons) ?? null;
   const query = { run: run?.run, layer: at?.name, neuron, step: step.value, samples };
-  const key = run && at ? `${JSON.stringify(query)} ${revision.value}` : null;
-  const resource = useResource(key, () => getArrays("contributions", query, revision.value), 120);
+  const key = run && at ? JSON.stringify(query) : null;
+  const resource = useResource(key, revision.value, () => getArrays("contributions", query, revision.value), 120);
   const ownQuery = { run: run?.run, layer: at?.name, step: step.value };
-  const own = useResource(key && `${JSON.stringify(ownQuery)} ${revision.value}`, () => getArrays("neurons", ownQuery, revision.value), 120);
+  const own = useResource(key && JSON.stringify(ownQuery), revision.value, () => getArrays("neurons", ownQuery, revision.value), 120);
   const title = at && html`<code title=${at.name}>${shorten(at.name, 28)}</code> ${neuron === null ? formatCount(at.neurons, "neuron") : html`<b>#${neuron}</b>`}`;
   return html`<${Panel}
     name="Neurons" className="area-neurons" title=${title}

@@ -24,8 +24,8 @@ export function Samples() {
   const [range, setRange] = useState("shared");
   const [overlay, setOverlay] = useState(true);
   const query = { run: run?.run, finding: finding?.id };
-  const key = run && finding ? `${JSON.stringify(query)} ${revision.value}` : null;
-  const resource = useResource(key, () => getArrays("samples", query, revision.value));
+  const key = run && finding ? JSON.stringify(query) : null;
+  const resource = useResource(key, revision.value, () => getArrays("samples", query, revision.value));
   const hasRelevance = Boolean(resource.value?.header.relevance.length);
   const tools = resource.value && html`
     ${hasRelevance ? html`<label class="check"><input type="checkbox" checked=${overlay} onChange=${() => setOverlay(!overlay)} />relevance</label>` : null}
