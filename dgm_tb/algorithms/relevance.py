@@ -138,10 +138,10 @@ class RelevanceMode:
             ValueError: If the neuron does not exist, its activation is not finite, or it depends on no input.
         """
         value, name, axis = self._find(target)
-        start = widen(value.tensor) if relevance is None else relevance
-        start = _restrict(start, name, axis, neuron, examples)
         if value.rank == Rank.CONSTANT:
             raise ValueError(f"{name!r} depends on neither inputs nor random draws; pass what it is made of as inputs")
+        start = widen(value.tensor) if relevance is None else relevance
+        start = _restrict(start, name, axis, neuron, examples)
         with torch.no_grad():
             walk = Walk(value, start)
             for record in reversed(self.records):
