@@ -2,12 +2,9 @@
 import { h } from "preact";
 import htm from "htm";
 
-export { render, Fragment, h } from "preact";
-export { useCallback, useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
-export { batch, computed, effect, signal, untracked, useComputed, useSignal, useSignalEffect } from "@preact/signals";
+export { render } from "preact";
+export { useEffect, useMemo, useRef, useState } from "preact/hooks";
+export { batch, computed, effect, signal } from "@preact/signals";
 export { default as uPlot } from "uplot";
-export { format, formatPrefix } from "d3-format";
-export { interpolateLab } from "d3-interpolate";
-export { scaleLinear, scaleLog, scaleSymlog } from "d3-scale";
 
 export const html = htm.bind(h);

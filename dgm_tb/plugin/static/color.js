@@ -1,7 +1,5 @@
 // The two themes and every colour scale. Canvases read these objects, the style sheet the same values as variables.
 
-import { interpolateLab } from "./vendor/vendor.js";
-
 /**
  * `negative`, `middle`, `positive` span contributions in [-1, 1] (checked for contrast and colour blindness, red left
  * free for anomalies); `focus` marks the focus snapshot and nothing else.
@@ -50,9 +48,9 @@ export function applyTheme(theme) {
  * @returns {(value: number) => string}
  */
 export function contributionScale(theme) {
-  const down = interpolateLab(theme.middle, theme.negative);
-  const up = interpolateLab(theme.middle, theme.positive);
-  // 64 shades a side: interpolating in Lab for each of thousands of cells would cost more than drawing them.
+  const down = mixer(theme.middle, theme.negative);
+  const up = mixer(theme.middle, theme.positive);
+  // 64 shades a side: mixing anew for each of thousands of cells would cost more than drawing them.
   const shades = Array.from({ length: 129 }, (_, i) => (i < 64 ? down((64 - i) / 64) : up((i - 64) / 64)));
   return (value) => {
     if (!Number.isFinite(value)) return theme.anomaly;
@@ -62,7 +60,7 @@ export function contributionScale(theme) {
 
 /** Grey of a magnitude in [0, 1], from the surface towards the text. @param {Theme} theme */
 export function magnitudeScale(theme) {
-  const mix = interpolateLab(theme.middle, theme.sample);
+  const mix = mixer(theme.middle, theme.sample);
   return (/** @type {number} */ value) => (Number.isFinite(value) ? mix(Math.max(0, Math.min(1, value))) : theme.anomaly);
 }
 
@@ -73,7 +71,33 @@ export function rgb(color) {
   return [parts[0], parts[1], parts[2]];
 }
 
-/** A colour with an opacity. @param {string} color @param {number} alpha */
-export function fade(color, alpha) {
-  return `rgba(${rgb(color).join(",")},${alpha})`;
+/**
+ * Mixes two colours evenly for the eye: in Oklab (Ottosson 2020, https://bottosson.github.io/posts/oklab).
+ *
+ * @param {string} from
+ * @param {string} to
+ * @returns {(share: number) => string} share of `to` in [0, 1]
+ */
+export function mixer(from, to) {
+  const [a, b] = [toOklab(rgb(from)), toOklab(rgb(to))];
+  return (share) => `rgb(${toRgb(a.map((value, i) => value + (b[i] - value) * share)).join(",")})`;
+}
+
+/** @param {number[]} matrix row by row @param {number[]} vector */
+function multiply(matrix, vector) {
+  return [0, 3, 6].map((row) => matrix[row] * vector[0] + matrix[row + 1] * vector[1] + matrix[row + 2] * vector[2]);
+}
+
+/** @param {number[]} color sRGB, 0 to 255 */
+function toOklab(color) {
+  const linear = color.map((v) => (v <= 10.31475 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+  const cones = multiply([0.4122214708, 0.5363325363, 0.0514459929, 0.2119034982, 0.6806995451, 0.1073969566, 0.0883024619, 0.2817188376, 0.6299787005], linear);
+  return multiply([0.2104542553, 0.793617785, -0.0040720468, 1.9779984951, -2.428592205, 0.4505937099, 0.0259040371, 0.7827717662, -0.808675766], cones.map(Math.cbrt));
+}
+
+/** @param {number[]} color Oklab */
+function toRgb(color) {
+  const cones = multiply([1, 0.3963377774, 0.2158037573, 1, -0.1055613458, -0.0638541728, 1, -0.0894841775, -1.291485548], color);
+  const linear = multiply([4.0767416621, -3.3077115913, 0.2309699292, -1.2684380046, 2.6097574011, -0.3413193965, -0.0041960863, -0.7034186147, 1.707614701], cones.map((v) => v ** 3));
+  return linear.map((v) => Math.round(255 * Math.max(0, Math.min(1, v <= 0.0031308 ? v * 12.92 : 1.055 * v ** (1 / 2.4) - 0.055))));
 }

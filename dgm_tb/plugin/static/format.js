@@ -1,10 +1,7 @@
 // Numbers, steps, times and names as the tab writes them.
 
-import { format } from "./vendor/vendor.js";
-
-const grouped = format(",d");
-const significant = format(".3~s");
-const plain = format(".3~g");
+const whole = new Intl.NumberFormat("en-US", { maximumFractionDigits: 0 });
+const grouped = (/** @type {number} */ count) => whole.format(count);
 
 /** A step: 24,397. @param {number | null | undefined} step */
 export function formatStep(step) {
@@ -20,10 +17,12 @@ export function formatInteger(count) {
 export function formatValue(value) {
   if (Number.isNaN(value)) return "NaN";
   if (!Number.isFinite(value)) return value > 0 ? "Inf" : "−Inf";
-  const size = Math.abs(value);
-  if (size === 0) return "0";
-  if (size < 1e-3 || size >= 1e12) return minus(value.toExponential(size < 1e-3 || size >= 1e12 ? 1 : 2).replace("e+", "e").replace(".0e", "e"));
-  return minus((size < 1e3 ? plain(value) : significant(value)).replace("G", "B"));
+  if (value === 0) return "0";
+  const rounded = Number(value.toPrecision(3));
+  const size = Math.abs(rounded);
+  if (size < 1e-3 || size >= 1e12) return minus(value.toExponential(1).replace("e+", "e").replace(".0e", "e"));
+  const [unit, letter] = size < 1e3 ? [1, ""] : size < 1e6 ? [1e3, "k"] : size < 1e9 ? [1e6, "M"] : [1e9, "B"];
+  return minus(`${Number((rounded / unit).toPrecision(3))}${letter}`);
 }
 
 /** A share of 1 as the colour scale shows it: +0.83. @param {number} value */
