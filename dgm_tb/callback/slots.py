@@ -26,7 +26,14 @@ _CHANNELS_FIRST = (
 )
 _CHANNELS_LAST = (nn.Linear, nn.Bilinear, nn.LayerNorm, nn.Embedding, nn.RNNBase, nn.MultiheadAttention)
 _SAME_VALUES = (nn.Flatten, nn.Unflatten, nn.Identity)
-_CLIPPING = (nn.ReLU, nn.ReLU6, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.RReLU, nn.Dropout)
+_ZEROING = (
+    *(nn.ReLU, nn.RReLU, nn.Threshold, nn.Hardtanh, nn.Hardsigmoid, nn.Hardswish, nn.Hardshrink, nn.Softshrink),
+    *(nn.modules.dropout._DropoutNd, nn.modules.pooling._MaxPoolNd, nn.modules.pooling._AdaptiveMaxPoolNd),
+    *(nn.modules.pooling._AvgPoolNd, nn.modules.pooling._AdaptiveAvgPoolNd, nn.modules.padding._ConstantPadNd),
+    *(nn.Upsample, nn.PixelShuffle, nn.PixelUnshuffle, nn.Embedding),
+)
+"""Modules that make exact zeros, or pass them on from those that do."""
+
 _COMPOSITE_LEAVES = (nn.MultiheadAttention,)
 
 
@@ -41,7 +48,7 @@ class Slot:
         neurons: Number of neurons.
         offset: Number of its first neuron.
         is_last_axis: Whether the neurons lie on the last axis of the output, else on axis 1.
-        counts_zeros: Whether exact zeros are counted (a layer that clips), else only neurons constant at zero are.
+        counts_zeros: Whether exact zeros are counted (they are common), else only neurons constant at zero are.
         shape: Output shape when first seen.
     """
 
@@ -147,4 +154,5 @@ def new_slot(name: str, path: str, module: nn.Module, output: Tensor, offset: in
     else:
         is_last = output.dim() == 3
     neurons = 1 if output.dim() == 1 else shape[-1] if is_last else shape[1]
-    return Slot(name, path, type(module).__name__, neurons, offset, is_last, isinstance(module, _CLIPPING), shape)
+    counts_zeros = isinstance(module, _ZEROING) or not type(module).__module__.startswith("torch.")
+    return Slot(name, path, type(module).__name__, neurons, offset, is_last, counts_zeros, shape)

@@ -1,0 +1,1 @@
+"""Its place makes ``tests`` importable: ``models``, ``layers`` and other helpers that several test files share."""
