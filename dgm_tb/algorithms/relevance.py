@@ -137,6 +137,7 @@ class RelevanceMode:
             UnknownNameError: If the target was not reached.
             ValueError: If the neuron does not exist, its activation is not finite, or it depends on no input.
         """
+        records = self.records
         value, name, axis = self._find(target)
         if value.rank == Rank.CONSTANT:
             raise ValueError(f"{name!r} depends on neither inputs nor random draws; pass what it is made of as inputs")
@@ -144,7 +145,7 @@ class RelevanceMode:
         start = _restrict(start, name, axis, neuron, examples)
         with torch.no_grad():
             walk = Walk(value, start)
-            for record in reversed(self.records):
+            for record in reversed(records):
                 walk.step(record)
         return self._collect(name, walk)
 
@@ -328,7 +329,8 @@ def _restrict(start: Tensor, name: str, axis: int, neuron: int | None, examples:
 
 
 def _amount(relevance: Tensor) -> float:
-    return float(relevance.detach().sum(dtype=torch.float64))
+    rows = relevance.detach().flatten(1).sum(1) if relevance.ndim > 1 else relevance.detach()
+    return float(rows.sum(dtype=torch.float64))
 
 
 def _named_tensors(tree: Any, prefix: str = "") -> list[tuple[str, Tensor]]:

@@ -80,12 +80,12 @@ def stabilise(z: Tensor, epsilon: float = EPSILON) -> Tensor:
     The mean runs over the finite values of one example (all axes but the first; over everything for a vector), so that
     an example on another scale does not drown the shares of its neighbours in the batch.
     """
-    size = z.abs()
-    size = torch.where(size.isfinite(), size, 0)
-    # float64: the sum of a layer that is about to overflow overflows float32 before its values do
-    mean = size.flatten(1).mean(1, dtype=torch.float64) if z.ndim > 1 else size.mean(dtype=torch.float64)
+    size = z.abs().flatten(1) if z.ndim > 1 else z.abs()[None] if z.ndim else z.abs().reshape(1, 1)
+    mean = size.mean(1)
+    if not bool(mean.isfinite().all()):  # NaN, infinity, or a sum that overflows float32 before its values do
+        mean = torch.where(size.isfinite(), size, 0).mean(1, dtype=torch.float64)
     step = torch.where(mean > 0, epsilon * mean, 1.0).to(z.dtype)
-    step = step.reshape(-1, *[1] * (z.ndim - 1)) if z.ndim > 1 else step
+    step = step.reshape(-1, *[1] * (z.ndim - 1)) if z.ndim > 1 else step.reshape([1] * z.ndim)
     return torch.where(z < 0, z - step, z + step)
 
 
