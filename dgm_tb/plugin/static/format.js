@@ -20,7 +20,7 @@ export function formatValue(value) {
   if (value === 0) return "0";
   const rounded = Number(value.toPrecision(3));
   const size = Math.abs(rounded);
-  if (size < 1e-3 || size >= 1e12) return minus(value.toExponential(1).replace("e+", "e").replace(".0e", "e"));
+  if (size < 1e-4 || size >= 1e12) return minus(value.toExponential(1).replace("e+", "e").replace(".0e", "e"));
   const [unit, letter] = size < 1e3 ? [1, ""] : size < 1e6 ? [1e3, "k"] : size < 1e9 ? [1e6, "M"] : [1e9, "B"];
   return minus(`${Number((rounded / unit).toPrecision(3))}${letter}`);
 }
