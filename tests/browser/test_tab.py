@@ -101,18 +101,18 @@ def test_keys_walk_snapshots_and_findings(page: Page, open_tab: Open) -> None:
 
 def test_a_layer_of_the_model_becomes_the_focus_layer(page: Page, open_tab: Open) -> None:
     frame = open_tab(NAN_RUN)
-    region(frame, "Model").get_by_role("button", name="Linear encoder.2").click()
+    region(frame, "Model").get_by_role("button", name="encoder.2 Linear").click()
     wait_for_selection(page, layer="encoder.2")
     expect(region(frame, "Dynamics").locator("header")).to_contain_text("encoder.2")
 
 
 def test_groups_of_the_model_close_and_open(open_tab: Open) -> None:
     model = region(open_tab(f"{NAN_RUN}&p.dgmtracker.step=5&p.dgmtracker.layer=to_mu"), "Model")
-    expect(model.get_by_role("button", name="ReLU encoder.1")).to_be_visible()
-    model.get_by_role("button", name="group encoder").press("Enter")
-    expect(model.get_by_role("button", name="ReLU encoder.1")).to_have_count(0)
-    model.get_by_role("button", name="group encoder").press("Enter")
-    expect(model.get_by_role("button", name="ReLU encoder.1")).to_be_visible()
+    expect(model.get_by_role("button", name="encoder.1 ReLU")).to_be_visible()
+    model.get_by_role("button", name="encoder, group").press("Enter")
+    expect(model.get_by_role("button", name="encoder.1 ReLU")).to_have_count(0)
+    model.get_by_role("button", name="encoder, group").press("Enter")
+    expect(model.get_by_role("button", name="encoder.1 ReLU")).to_be_visible()
 
 
 def test_a_neuron_shows_its_numbers_and_retargets(page: Page, open_tab: Open) -> None:

@@ -29,6 +29,7 @@ export function App() {
   const recorded = runs.value?.filter((entry) => entry.recorded) ?? [];
   if (runs.value && !recorded.length) return html`<${Empty} />`;
   return html`<main class="app">
+    <h1 class="hidden">DGMTracker</h1>
     <${Toolbar} recorded=${recorded} openHelp=${() => setHelp(true)} />
     ${failure.value && !detail.value
       ? html`<${ErrorNote} error=${failure.value} retry=${() => refresh(true)} />`

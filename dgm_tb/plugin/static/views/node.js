@@ -84,11 +84,11 @@ export function ModelNode({ box, place, isOpen, minis, state, focusable, worst, 
     ${kind === "group" && !isOpen ? html`<path class="behind" d=${outline(box, width, height)} transform="translate(4 4)" />` : null}
     <path class="shape" d=${outline(box, width, height)} />
     <path class="symbol" d=${symbol(box)} transform="translate(${isCard ? 7 : 9} 4)" />
-    <text class="label" x=${isCard ? 24 : 25} y="14">${isCard ? shorten(box.label, isOpen ? 40 : 15) : pillText(box)}</text>
-    ${kind === "layer" ? html`<text class="type" x=${width - 8} y="14" text-anchor="end">${layerType(box)}</text>` : null}
-    ${kind === "group" ? html`<text class="type" x=${width - 8} y="14" text-anchor="end">${isOpen ? "–" : `${box.size} +`}</text>` : null}
+    <text aria-hidden="true" class="label" x=${isCard ? 24 : 25} y="14">${isCard ? shorten(box.label, isOpen ? 40 : 15) : pillText(box)}</text>
+    ${kind === "layer" ? html`<text aria-hidden="true" class="type" x=${width - 8} y="14" text-anchor="end">${layerType(box)}</text>` : null}
+    ${kind === "group" ? html`<text aria-hidden="true" class="type" x=${width - 8} y="14" text-anchor="end">${isOpen ? "–" : `${box.size} +`}</text>` : null}
     ${isCard && !isOpen ? html`<${MiniChart} minis=${minis} width=${width - 2 * MINI.left} />` : null}
-    ${worst && !isOpen ? html`<text class="badge ${worst.severity}" x=${width - 1} y="4" text-anchor="middle">${findingMark(worst)}</text>` : null}
+    ${worst && !isOpen ? html`<text aria-hidden="true" class="badge ${worst.severity}" x=${width - 1} y="4" text-anchor="middle">${findingMark(worst)}</text>` : null}
   </g>`;
 }
 
@@ -117,7 +117,7 @@ function MiniChart({ minis, width }) {
 
 /** @param {Box} box @param {boolean} isOpen @param {import("../types.d.ts").Finding | null} worst */
 function describe(box, isOpen, worst) {
-  const what = box.group ? `group ${box.label}, ${box.size} nodes, ${isOpen ? "open" : "closed"}` : `${box.node?.op} ${box.id}`;
+  const what = box.group ? `${box.label}, group of ${box.size} nodes, ${isOpen ? "open" : "closed"}` : `${box.id} ${box.node?.op}`;
   return worst ? `${what}, ${worst.severity}: ${worst.kind}` : what;
 }
 
