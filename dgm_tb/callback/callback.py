@@ -18,6 +18,7 @@ from torch import Tensor
 import dgm_tb
 from dgm_tb import framing, records
 from dgm_tb.callback.examples import SamplerObserver, batch_size
+from dgm_tb.callback.local import Local
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.recorder import Recorder
 from dgm_tb.callback.rerun import LightningRerun
@@ -200,7 +201,7 @@ class DGMTrackerCallback(Callback):
                 recorder.note_loss(name, value)
             log(name, value, *args, **kwargs)
 
-        pl_module.__dict__["log"] = tapped
+        pl_module.__dict__["log"] = Local(tapped)
 
     def _close(self, reason: str) -> None:
         if self.recorder is not None:

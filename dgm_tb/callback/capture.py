@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dgm_tb.callback.local import Local
 from dgm_tb.callback.reductions import MAX, MIN, N_STATISTICS, reduce_activation, sum_of_squares
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 
@@ -74,7 +75,7 @@ class Capture:
         self._hooked: set[int] = set()
         modules, self.skipped = observable_modules(root)
         self._cost = 0.0
-        self._handles = {name: module.register_forward_hook(self._make_hook(name)) for name, module in modules.items()}
+        self._handles = {name: m.register_forward_hook(Local(self._make_hook(name))) for name, m in modules.items()}
         self.n_modules = len(modules)
 
     @property

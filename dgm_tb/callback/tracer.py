@@ -15,6 +15,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dgm_tb.callback.local import Local
 from dgm_tb.callback.nested import named_tensors, tensors_in
 from dgm_tb.graph import Edge, Node
 
@@ -213,8 +214,8 @@ class Tracer(TorchFunctionMode):
             slot = self._note_call(name, module, entered.pop(), output)
             self.after_leaf(slot, name, output)
 
-        self._handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
-        self._handles.append(module.register_forward_hook(after, with_kwargs=True, always_call=True))
+        self._handles.append(module.register_forward_pre_hook(Local(before), with_kwargs=True))
+        self._handles.append(module.register_forward_hook(Local(after), with_kwargs=True, always_call=True))
 
     def _hook_own_leaf(self, name: str, module: nn.Module) -> None:
         """A leaf module that is none of torch's: what it does is traced, and ends in a node of its own."""
@@ -228,8 +229,8 @@ class Tracer(TorchFunctionMode):
             if not self._depth and torch._C._current_graph_task_id() == -1:
                 self._note_call(name, module, self._parents(output), output)
 
-        self._handles.append(module.register_forward_pre_hook(before))
-        self._handles.append(module.register_forward_hook(after, always_call=True))
+        self._handles.append(module.register_forward_pre_hook(Local(before)))
+        self._handles.append(module.register_forward_hook(Local(after), always_call=True))
 
     def _note_call(self, name: str, module: nn.Module, parents: list[str], output: Any) -> str:
         """Add the node of one call of a module; its id."""
@@ -252,8 +253,8 @@ class Tracer(TorchFunctionMode):
             if len(self._path) > 1:
                 self._path.pop()
 
-        self._handles.append(module.register_forward_pre_hook(before))
-        self._handles.append(module.register_forward_hook(after, always_call=True))
+        self._handles.append(module.register_forward_pre_hook(Local(before)))
+        self._handles.append(module.register_forward_hook(Local(after), always_call=True))
 
     def _suspend(self, _: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
         """An optimizer steps; but a closure that it calls is the training step itself."""
