@@ -145,9 +145,9 @@ KINDS: dict[str, Kind] = {
 
 SEVERITIES = ("error", "warning", "info")
 FINDING_KINDS = (
-    "nonfinite outlier_sample loss_spike exploding_activation exploding_gradient vanishing_gradient dead_units saturated "
-    "not_training corrupt_weight bad_init norm_degenerate lr_too_high lr_too_low loss_stalled loss_divergence "
-    "posterior_collapse mode_collapse gan_imbalance"
+    "nonfinite outlier_sample loss_spike exploding_activation exploding_gradient vanishing_gradient dead_units "
+    "saturated not_training corrupt_weight bad_init norm_degenerate lr_too_high lr_too_low loss_stalled "
+    "loss_divergence posterior_collapse mode_collapse gan_imbalance"
 ).split()
 
 
@@ -186,7 +186,7 @@ class Finding:
 
     def to_json(self) -> dict[str, Any]:
         """The finding as ``dgm-tb diagnose --json`` prints it; non-finite numbers become strings."""
-        return {name: _jsonable(value) for name, value in asdict(self).items()}
+        return {name: as_json(value) for name, value in asdict(self).items()}
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> "Finding":
@@ -261,7 +261,7 @@ def encode(record: Record) -> bytes:
     """
     check(record)
     body = {"version": SCHEMA_VERSION, "first_step": record.first_step, **record.body}
-    content = json.dumps(_jsonable(body), separators=(",", ":"), allow_nan=False).encode()
+    content = json.dumps(as_json(body), separators=(",", ":"), allow_nan=False).encode()
     metadata = summary_pb2.SummaryMetadata(
         plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content),
         data_class=summary_pb2.DATA_CLASS_TENSOR,
@@ -341,16 +341,16 @@ def _parse_array(value: summary_pb2.Summary.Value) -> Array:
     return np.frombuffer(value.tensor.tensor_content, dtype).reshape(shape)
 
 
-def _jsonable(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """``value`` with NumPy scalars as Python's, and NaN and Inf as the strings "NaN", "Infinity", "-Infinity"."""
     if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        return {str(key): as_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_jsonable(item) for item in value]
+        return [as_json(item) for item in value]
     if isinstance(value, np.ndarray):
-        return _jsonable(value.tolist())
+        return as_json(value.tolist())
     if isinstance(value, np.generic):
-        return _jsonable(value.item())
+        return as_json(value.item())
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

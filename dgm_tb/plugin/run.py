@@ -9,9 +9,10 @@ import numpy as np
 
 from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
-from dgm_tb.graph import Graph, Layer, Link
+from dgm_tb.graph import Graph, Link
 from dgm_tb.plugin.discovery import find_runs, recordings_in
 from dgm_tb.plugin.recording import Entry, Recording
+from dgm_tb.plugin.rows import aggregate_columns, fill_from_windows, neuron_span, row_number, statistic_names
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.records import STATISTICS, Finding, severity_order
 
@@ -94,7 +95,7 @@ class Run:
         """The findings with their ids, unique within the run."""
         found: dict[str, Finding] = {}
         several = len(self.recordings) > 1
-        for number, (recording, limit) in enumerate(self._spans()):
+        for number, (recording, limit) in enumerate(self.spans()):
             for entry in recording.entries("finding"):
                 body = entry.body
                 try:
@@ -174,7 +175,7 @@ class Run:
         """
         parts: dict[str, list[tuple[Array, Array]]] = {}
         for entry, limit, recording in self._entries_of(quantity, "layer_statistics"):
-            number = _row_number(recording.graph, layer, quantity)
+            number = row_number(recording.graph, layer, quantity)
             values = entry.read("values")
             if number is None or number >= values.shape[1]:
                 continue
@@ -183,7 +184,7 @@ class Run:
             for column, name in enumerate(entry.body["statistics"][: values.shape[2]]):
                 parts.setdefault(str(name), []).append((steps[keep], values[keep, number, column]))
         if not parts:
-            raise self._missing(layer, quantity)
+            raise self.missing(layer, quantity)
         no_steps = np.zeros(0, np.int64)
         joined = {name: list(map(np.concatenate, zip(*found, strict=True))) for name, found in parts.items()}
         return {name: Series(steps, values, no_steps) for name, (steps, values) in joined.items()}
@@ -202,19 +203,20 @@ class Run:
         statistic = statistic or (STATISTICS[quantity][0].name if quantity in STATISTICS else "")
         windows, columns = [], []
         for entry, limit, recording in self._entries_of(quantity, "dynamics"):
-            span = _neuron_span(recording.graph, layer, quantity)
-            picked = _aggregate_columns(entry.body["aggregates"], statistic)
+            span = neuron_span(recording.graph, layer, quantity)
+            picked = aggregate_columns(entry.body["aggregates"], statistic)
             if span is None or span[1] > entry.n_rows("values"):
                 continue
             if not picked:
-                raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {_names(entry)}")
+                known = ", ".join(statistic_names(entry.body["aggregates"]))
+                raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {known}")
             keep = entry.read("windows")[:, 1] < limit
             values = entry.read("values", *span)[:, keep]
             windows.append(entry.read("windows")[keep])
             kept = [picked[name] for name in ("main", "min", "max") if name in picked]
             columns.append([values[:, :, column].astype(np.float32) for column in kept])
         if not windows:
-            raise self._missing(layer, quantity)
+            raise self.missing(layer, quantity)
         bounds = np.concatenate(windows)
         joined = [np.concatenate(parts, 1) for parts in zip(*columns, strict=False)]
         low, high = (joined[1], joined[2]) if len(joined) == 3 else (None, joined[1] if len(joined) == 2 else None)
@@ -254,7 +256,7 @@ class Run:
             previous=[neuron for neuron in kept if neuron < len(everything.values)],
         )
         steps = self._observed_steps(quantity, first, last)
-        values = _fill(everything, ids, steps)
+        values = fill_from_windows(everything, ids, steps)
         for row, neuron in enumerate(ids):
             for part_steps, part_values in kept.get(int(neuron), []):
                 places = np.searchsorted(steps, part_steps)
@@ -321,7 +323,7 @@ class Run:
 
     def evidence(self, kind: str, finding: str) -> list[Entry]:
         """Records of a kind (``samples``, ``relevance``) that belong to a finding, by its id."""
-        spans = list(self._spans())
+        spans = list(self.spans())
         number, _, name = finding.partition("-") if len(spans) > 1 else ("0", "", finding)
         if not number.isdigit() or int(number) >= len(spans):
             return []
@@ -329,7 +331,7 @@ class Run:
 
     # -- internals -----------------------------------------------------------------------------------------------------
 
-    def _spans(self) -> Iterator[tuple[Recording, float]]:
+    def spans(self) -> Iterator[tuple[Recording, float]]:
         """Each recording with the step from which a later one supersedes it."""
         recordings = self.recordings
         for number, recording in enumerate(recordings):
@@ -339,13 +341,13 @@ class Run:
     def _entries(self, kind: str, **wanted: Any) -> list[tuple[Entry, float]]:
         return [
             (entry, limit)
-            for recording, limit in self._spans()
+            for recording, limit in self.spans()
             for entry in recording.entries(kind, **wanted)
             if entry.first_step < limit
         ]
 
     def _entries_of(self, quantity: str, kind: str) -> Iterator[tuple[Entry, float, Recording]]:
-        for recording, limit in self._spans():
+        for recording, limit in self.spans():
             for entry in recording.entries(kind, quantity=quantity):
                 if entry.first_step < limit:
                     yield entry, limit, recording
@@ -368,7 +370,7 @@ class Run:
         kept: dict[int, list[tuple[Array, Array]]] = {}
         odd: dict[int, None] = {}
         for entry, limit, recording in self._entries_of(quantity, "polylines"):
-            span = _neuron_span(recording.graph, layer, quantity)
+            span = neuron_span(recording.graph, layer, quantity)
             outside = (first is not None and entry.last_step < first) or (last is not None and entry.first_step > last)
             if span is None or outside:
                 continue
@@ -383,63 +385,13 @@ class Run:
                     odd[neuron] = None
         return kept, list(odd)
 
-    def _missing(self, layer: str, quantity: str) -> UnknownNameError:
+    def missing(self, layer: str, quantity: str) -> UnknownNameError:
+        """The error for a layer or quantity that is not there: says what is."""
         graph = self.graph
         if quantity not in STATISTICS:
             return UnknownNameError(f"no quantity {quantity!r}; there are {', '.join(STATISTICS)}")
         if layer not in {known.name for known in graph.layers}:
             return UnknownNameError(f"no layer {layer!r}; there are {', '.join(self.layers) or 'none'}")
-        if _neuron_span(graph, layer, quantity) is None:
+        if neuron_span(graph, layer, quantity) is None:
             return UnknownNameError(f"layer {layer!r} has no {quantity}: it has no weights of its own")
         return UnknownNameError(f"no {quantity} of layer {layer!r} has been recorded yet")
-
-
-def _aggregate_columns(aggregates: list[str], statistic: str) -> dict[str, int]:
-    """Columns of a statistic: ``main`` (the first one), ``min``, ``max``."""
-    columns: dict[str, int] = {}
-    for number, aggregate in enumerate(aggregates):
-        name, _, window = str(aggregate).partition("/")
-        if name == statistic:
-            columns.setdefault("main" if "main" not in columns else window, number)
-    return columns
-
-
-def _names(entry: Entry) -> str:
-    return ", ".join(dict.fromkeys(str(name).partition("/")[0] for name in entry.body["aggregates"]))
-
-
-def find_layer(graph: Graph, name: str) -> Layer | None:
-    """The layer of that name."""
-    return next((layer for layer in graph.layers if layer.name == name), None)
-
-
-def _neuron_span(graph: Graph, layer: str, quantity: str) -> tuple[int, int] | None:
-    """First and last + 1 row of a layer in arrays over all neurons."""
-    found = find_layer(graph, layer)
-    if found is None:
-        return None
-    if quantity in ("activation", "gradient"):
-        return found.offset, found.offset + found.neurons
-    weight = next((weight for weight in graph.weights if weight.module == found.module), None)
-    return None if weight is None else (weight.offset, weight.offset + weight.neurons)
-
-
-def _row_number(graph: Graph, layer: str, quantity: str) -> int | None:
-    """Number of a layer in arrays over all layers."""
-    found = find_layer(graph, layer)
-    if found is None:
-        return None
-    if quantity in ("activation", "gradient"):
-        return graph.layers.index(found)
-    modules = [weight.module for weight in graph.weights]
-    return modules.index(found.module) if found.module in modules else None
-
-
-def _fill(everything: Dynamics, ids: Array, steps: Array) -> Array:
-    """Window values of some neurons at every step; NaN outside all windows."""
-    if not len(everything.steps) or not len(steps):
-        return np.full((len(ids), len(steps)), np.nan, np.float32)
-    window = np.searchsorted(everything.steps, steps).clip(0, len(everything.steps) - 1)
-    values = everything.values[ids][:, window].astype(np.float32)
-    values[:, (steps < everything.first_steps[window]) | (steps > everything.steps[window])] = np.nan
-    return values

@@ -1,0 +1,155 @@
+"""The neuron view: a layer between its neighbours, and who contributed to whom. See http_api.md."""
+
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.errors import UnknownNameError
+from dgm_tb.graph import Graph, Link
+from dgm_tb.plugin.rows import find_layer
+from dgm_tb.plugin.run import Run
+from dgm_tb.plugin.series import ContributionMatrix
+from dgm_tb.plugin.views import Answer, float32
+from dgm_tb.plugin.wire import Arguments, BadArgument
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+DIRECTIONS = ("forward", "backward")
+SAMPLES = ("batch", "abnormal", "normal")
+MAX_NEIGHBOURS = 6
+
+
+def contributions(run: Run, arguments: Arguments) -> Answer:
+    """Route ``contributions``."""
+    layer = arguments.text("layer")
+    graph = run.graph
+    focus = find_layer(graph, layer)
+    if focus is None:
+        raise run.missing(layer, "activation")
+    neuron = arguments.optional_number("neuron")
+    if neuron is not None and neuron >= focus.neurons:
+        raise BadArgument(f"{layer} has {focus.neurons} neurons, counted from 0; got {neuron}")
+    step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
+    samples = arguments.text("samples", "batch", SAMPLES)
+    columns: list[dict[str, Any]] = []
+    arrays: dict[str, Array] = {}
+    for role, name, link in _columns(graph, layer):
+        column, parts = _column(run, role, name, link, neuron, step, samples)
+        arrays |= {f"{key}_{len(columns)}": part for key, part in parts.items()}
+        columns.append(column)
+    return {"layer": layer, "neuron": neuron, "step": step, "samples": samples, "columns": columns}, arrays
+
+
+def matrix(run: Run, arguments: Arguments) -> Answer:
+    """Route ``matrix``."""
+    source, target = arguments.text("source"), arguments.text("target")
+    direction = arguments.text("direction", "forward", DIRECTIONS)
+    samples = arguments.text("samples", "batch", SAMPLES)
+    step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
+    link = run.link(source, target)
+    found = _read(run, link, step, direction, samples)
+    if found is None:
+        raise UnknownNameError(f"no {direction} contributions of {samples} from {source!r} to {target!r} are recorded")
+    facts = {
+        "source": source,
+        "target": target,
+        "step": found.step,
+        "direction": direction,
+        "samples": samples,
+        "kind": found.kind,
+        "largest": found.largest,
+    }
+    return facts, {"values": float32(np.asarray(found)), "scaled": float32(found.scaled)}
+
+
+def _columns(graph: Graph, layer: str) -> list[tuple[str, str, Link | None]]:
+    """Role, layer and link of each column: the sources, the focus, the targets."""
+    weighted = {weight.module for weight in graph.weights}
+    modules = {known.name: known.module for known in graph.layers}
+    sources = [link for link in graph.links if link.target == layer]
+    main = [link for link in sources if modules.get(link.source) in weighted] or sources
+    targets = [link for link in graph.links if link.source == layer]
+    columns: list[tuple[str, str, Link | None]] = [("source", link.source, link) for link in main[:MAX_NEIGHBOURS]]
+    if not columns:
+        columns += [("source", name, None) for name in _neighbours(graph, layer, upstream=True)]
+    columns.append(("focus", layer, None))
+    if not targets:
+        columns += [("target", name, None) for name in _neighbours(graph, layer, upstream=False)]
+    return columns + [("target", link.target, link) for link in targets[:MAX_NEIGHBOURS]]
+
+
+def _neighbours(graph: Graph, layer: str, *, upstream: bool) -> list[str]:
+    """The nearest layers along the data flow, where no matrix joins them."""
+    layers = {known.name for known in graph.layers}
+    steps: dict[str, list[str]] = {}
+    for edge in graph.edges:
+        start, end = (edge.target, edge.source) if upstream else (edge.source, edge.target)
+        steps.setdefault(start, []).append(end)
+    found: list[str] = []
+    seen, queue = {layer}, list(steps.get(layer, []))
+    while queue and len(found) < MAX_NEIGHBOURS:
+        node = queue.pop(0)
+        if node in seen:
+            continue
+        seen.add(node)
+        if node in layers:
+            found.append(node)
+        else:
+            queue += steps.get(node, [])
+    return found
+
+
+def _column(
+    run: Run, role: str, name: str, link: Link | None, neuron: int | None, step: int, samples: str
+) -> tuple[dict[str, Any], dict[str, Array]]:
+    layer = find_layer(run.graph, name)
+    column: dict[str, Any] = {
+        "layer": name,
+        "role": role,
+        "neurons": layer.neurons if layer is not None else 0,
+        "kind": link.kind if link is not None else None,
+        "step": None,
+        "directions": [],
+        "reason": None,
+    }
+    arrays: dict[str, Array] = {}
+    if role == "focus":
+        return column, arrays
+    if link is None:
+        target = name if role == "target" else ""
+        reason = run.graph.no_contribution.get(target, "") if target else ""
+        column["reason"] = reason or "no contribution matrix joins these layers"
+        return column, arrays
+    for direction in DIRECTIONS:
+        found = _read(run, link, step, direction, samples)
+        if found is None:
+            continue
+        raw, scaled = _of_focus(found, role, neuron)
+        column["step"] = found.step
+        column["directions"].append(direction)
+        arrays[direction], arrays[f"{direction}_scaled"] = float32(raw), float32(scaled)
+    if not column["directions"]:
+        column["reason"] = f"no contributions of the {samples} example{'' if samples != 'batch' else 's'} are recorded"
+    return column, arrays
+
+
+def _of_focus(found: ContributionMatrix, role: str, neuron: int | None) -> tuple[Array, Array]:
+    """Raw and scaled contributions between the focus neuron (or all of them) and a column's neurons."""
+    values = np.asarray(found)
+    if neuron is None:
+        totals = values.sum(0 if role == "source" else 1)
+        finite = np.abs(totals[np.isfinite(totals)])
+        return totals, totals / (finite.max(initial=0.0) or 1.0)
+    if role == "source":
+        return values[neuron], np.asarray(found.scaled)[neuron]
+    return values[:, neuron], np.asarray(found.scaled)[:, neuron]
+
+
+def _read(run: Run, link: Link, step: int, direction: str, samples: str) -> ContributionMatrix | None:
+    """The matrix of the newest snapshot at or before ``step``, else of the first one; None if there is none."""
+    columns = "position" if link.kind == "unflatten" else "channel"
+    steps = run.contribution_steps(link.target, direction, samples, columns)
+    if not steps:
+        return None
+    before = [known for known in steps if known <= step]
+    return run.contribution(link.source, link.target, before[-1] if before else steps[0], direction, samples)

@@ -1,0 +1,62 @@
+"""Where a layer's numbers lie in arrays over all neurons or layers, and what their columns mean."""
+
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.graph import Graph, Layer
+from dgm_tb.plugin.series import Dynamics
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def aggregate_columns(aggregates: list[str], statistic: str) -> dict[str, int]:
+    """Columns of a statistic: ``main`` (the first one), ``min``, ``max``."""
+    columns: dict[str, int] = {}
+    for number, aggregate in enumerate(aggregates):
+        name, _, window = str(aggregate).partition("/")
+        if name == statistic:
+            columns.setdefault("main" if "main" not in columns else window, number)
+    return columns
+
+
+def statistic_names(aggregates: list[str]) -> list[str]:
+    """Statistics that the aggregates are of, in order."""
+    return list(dict.fromkeys(str(name).partition("/")[0] for name in aggregates))
+
+
+def find_layer(graph: Graph, name: str) -> Layer | None:
+    """The layer of that name."""
+    return next((layer for layer in graph.layers if layer.name == name), None)
+
+
+def neuron_span(graph: Graph, layer: str, quantity: str) -> tuple[int, int] | None:
+    """First and last + 1 row of a layer in arrays over all neurons."""
+    found = find_layer(graph, layer)
+    if found is None:
+        return None
+    if quantity in ("activation", "gradient"):
+        return found.offset, found.offset + found.neurons
+    weight = next((weight for weight in graph.weights if weight.module == found.module), None)
+    return None if weight is None else (weight.offset, weight.offset + weight.neurons)
+
+
+def row_number(graph: Graph, layer: str, quantity: str) -> int | None:
+    """Number of a layer in arrays over all layers."""
+    found = find_layer(graph, layer)
+    if found is None:
+        return None
+    if quantity in ("activation", "gradient"):
+        return graph.layers.index(found)
+    modules = [weight.module for weight in graph.weights]
+    return modules.index(found.module) if found.module in modules else None
+
+
+def fill_from_windows(everything: Dynamics, ids: Array, steps: Array) -> Array:
+    """Window values of some neurons at every step; NaN outside all windows."""
+    if not len(everything.steps) or not len(steps):
+        return np.full((len(ids), len(steps)), np.nan, np.float32)
+    window = np.searchsorted(everything.steps, steps).clip(0, len(everything.steps) - 1)
+    values = everything.values[ids][:, window].astype(np.float32)
+    values[:, (steps < everything.first_steps[window]) | (steps > everything.steps[window])] = np.nan
+    return values

@@ -1,0 +1,200 @@
+"""What each route answers with: from a run and arguments to facts and arrays. See http_api.md."""
+
+from typing import Any
+
+import numpy as np
+
+from dgm_tb.errors import UnknownNameError
+from dgm_tb.plugin.rows import find_layer, neuron_span, statistic_names
+from dgm_tb.plugin.run import Run
+from dgm_tb.plugin.wire import Arguments
+from dgm_tb.records import STATISTICS, as_json
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Answer = tuple[dict[str, Any], dict[str, Array]]
+
+QUANTITIES = tuple(STATISTICS)
+
+
+def summary(run: Run) -> dict[str, Any]:
+    """The facts of a run in a list of runs."""
+    steps, findings = run.steps, run.findings
+    facts = run.recordings[-1].facts if run.recordings else {}
+    return {
+        "run": run.name,
+        "recorded": True,
+        "indexing": False,
+        "revision": run.revision,
+        "first_step": steps[0] if steps else None,
+        "last_step": steps[1] if steps else None,
+        "last_wall_time": run.last_wall_time,
+        "ended": run.ended is not None,
+        "reason": run.ended,
+        "layers": len(run.graph.layers),
+        "model": str(facts.get("model", "")),
+        "findings": {s: sum(f.severity == s for f in findings) for s in ("error", "warning", "info")},
+    }
+
+
+def run_facts(run: Run, arguments: Arguments) -> Any:
+    """Route ``run``."""
+    graph = run.graph
+    facts = run.recordings[-1].facts if run.recordings else {}
+    with_weights = {weight.module for weight in graph.weights}
+    layers = [
+        {
+            "name": layer.name,
+            "module": layer.module,
+            "type": layer.type,
+            "neurons": layer.neurons,
+            "shape": layer.shape,
+            "has_weights": layer.module in with_weights,
+            "contribution": graph.no_contribution.get(layer.name),
+        }
+        for layer in graph.flow_order()
+    ]
+    return as_json(
+        {
+            **summary(run),
+            "layers": layers,
+            "losses": list(run.losses),
+            "statistics": recorded_statistics(run, "dynamics"),
+            "layer_statistics": recorded_statistics(run, "layer_statistics"),
+            "snapshots": run.snapshots,
+            "finding_snapshots": sorted({f.step for f in run.findings}),
+            "window_steps": facts.get("window_steps"),
+            "options": facts.get("options", {}),
+            "versions": facts.get("versions", {}),
+            "notes": run.notes,
+            "gaps": run.gaps,
+            "recordings": [_recording_facts(recording) for recording in run.recordings],
+        }
+    )
+
+
+def graph(run: Run, arguments: Arguments) -> Any:
+    """Route ``graph``."""
+    found = run.graph
+    if not found.nodes and not found.layers:
+        raise UnknownNameError(f"no graph of {run.name!r} is recorded yet: it comes with the first training batch")
+    return as_json(found.to_json())
+
+
+def findings(run: Run, arguments: Arguments) -> Any:
+    """Route ``findings``."""
+    slots = {layer.module: layer.name for layer in reversed(run.graph.layers)}
+    return [
+        {
+            "id": number,
+            **finding.to_json(),
+            "layer": slots.get(finding.module, ""),
+            "has_samples": bool(run.evidence("samples", number)),
+        }
+        for number, finding in run.numbered_findings()
+    ]
+
+
+def neurons(run: Run, arguments: Arguments) -> Answer:
+    """Route ``neurons``."""
+    layer = arguments.text("layer")
+    found = find_layer(run.graph, layer)
+    if found is None:
+        raise run.missing(layer, "activation")
+    step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
+    arrays: dict[str, Array] = {}
+    window: dict[str, list[int]] = {}
+    for quantity, names in recorded_statistics(run, "dynamics").items():
+        if neuron_span(run.graph, layer, quantity) is None:
+            continue
+        for name in names:
+            history = run.dynamics(layer, quantity, name)
+            if not len(history.steps):
+                continue
+            at = int(np.searchsorted(history.first_steps, step, side="right").clip(1)) - 1
+            window[quantity] = [int(history.first_steps[at]), int(history.steps[at])]
+            arrays[f"{quantity}.{name}"] = float32(history.values[:, at])
+    names = list(arrays)
+    low, high = arrays.get("activation.min"), arrays.get("activation.max")
+    dead = (low == 0) & (high == 0) if low is not None and high is not None else np.zeros(found.neurons, np.bool_)
+    facts = {"layer": layer, "neurons": found.neurons, "step": step, "window": window}
+    return {**facts, "names": names, "shape": found.shape}, {**arrays, "dead": dead.astype(np.uint8)}
+
+
+def samples(run: Run, arguments: Arguments) -> Answer:
+    """Route ``samples``."""
+    finding = arguments.text("finding")
+    found = run.evidence("samples", finding)
+    if not found:
+        known = ", ".join(number for number, _ in run.numbered_findings() if run.evidence("samples", number)) or "none"
+        raise UnknownNameError(f"finding {finding[:60]!r} has no examples; findings that have some: {known}")
+    entry = found[-1]
+    body, inputs = entry.body, entry.read("inputs")
+    finite = inputs[np.isfinite(inputs)]
+    arrays = {"inputs": float32(inputs), "statistics": float32(entry.read("statistics"))}
+    relevance: list[dict[str, Any]] = []
+    for record in run.evidence("relevance", finding):
+        if "input" not in record.arrays:
+            continue
+        number, maps = len(relevance), record.read("input")
+        of = record.body
+        largest = np.abs(maps[np.isfinite(maps)]).max(initial=0.0)
+        relevance.append(
+            {
+                "example": of["sample"],
+                "target": of["target"],
+                "neuron": of["neuron"],
+                "leak": of["leak"],
+                "layers": of["layers"],
+                "largest": float(largest),
+            }
+        )
+        arrays[f"relevance_{number}"] = float32(maps)
+        arrays[f"relevance_layers_{number}"] = float32(record.read("values"))
+    facts = {
+        "finding": finding,
+        "step": body["step"],
+        "axes": body["axes"],
+        "low": float(finite.min()) if finite.size else float("nan"),
+        "high": float(finite.max()) if finite.size else float("nan"),
+        "examples": body["examples"],
+        "layers": body["layers"],
+        "relevance": relevance,
+    }
+    return facts, arrays
+
+
+# -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def recorded_statistics(run: Run, kind: str) -> dict[str, list[str]]:
+    """Quantity -> statistics that records of this kind hold."""
+    found: dict[str, list[str]] = {}
+    for quantity in QUANTITIES:
+        for recording in run.recordings:
+            entries = recording.entries(kind, quantity=quantity)
+            if entries:
+                body = entries[-1].body
+                names = statistic_names(body["aggregates"]) if kind == "dynamics" else body["statistics"]
+                found[quantity] = list(names)
+    return found
+
+
+def _recording_facts(recording: Any) -> dict[str, Any]:
+    entries = [*recording.entries("loss"), *recording.entries("layer_statistics")]
+    end = recording.entries("end")
+    return {
+        "recording": recording.name,
+        "started": recording.started,
+        "resume_step": recording.resume_step,
+        "first_step": min((entry.first_step for entry in entries), default=None),
+        "last_step": max((entry.last_step for entry in entries), default=None),
+        "schema": recording.facts.get("schema"),
+        "ended": bool(end),
+        "reason": end[-1].body["reason"] if end else None,
+    }
+
+
+def float32(values: Array) -> Array:
+    """As float32; what is too large becomes Inf."""
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
