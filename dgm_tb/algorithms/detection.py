@@ -79,7 +79,7 @@ def _ratios(largest: Array) -> Array:
         # the median counts the outlier itself in; with three or more examples it is one of the ordinary ones
         ratios = known / np.maximum(center, 1e-12)[:, None]
     ratios[center <= 1e-12] = 0.0
-    return np.minimum(np.nan_to_num(ratios, nan=0.0, posinf=1e30), 1e30)
+    return np.asarray(np.minimum(np.nan_to_num(ratios, nan=0.0, posinf=1e30), 1e30))
 
 
 def jump(history: Sequence[float], value: float) -> float:

@@ -47,9 +47,10 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
     samples = arguments.text("samples", "batch", SAMPLES)
     step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
     link = run.link(source, target)
-    found = _read(run, link, step, direction, samples)
-    if found is None:
+    snapshot = _nearest(_steps(run, link, direction, samples), step)
+    if snapshot is None:
         raise UnknownNameError(f"no {direction} contributions of {samples} from {source!r} to {target!r} are recorded")
+    found = run.contribution(source, target, snapshot, direction, samples)
     facts = {
         "source": source,
         "target": target,
@@ -120,14 +121,14 @@ def _column(
         reason = run.graph.no_contribution.get(target, "") if target else ""
         column["reason"] = reason or "no contribution matrix joins these layers"
         return column, arrays
+    steps = {direction: _steps(run, link, direction, samples) for direction in DIRECTIONS}
+    column["step"] = _nearest(sorted({*steps["forward"], *steps["backward"]}), step)
     for direction in DIRECTIONS:
-        found = _read(run, link, step, direction, samples)
-        if found is None:
-            continue
-        raw, scaled = _of_focus(found, role, neuron)
-        column["step"] = found.step
-        column["directions"].append(direction)
-        arrays[direction], arrays[f"{direction}_scaled"] = float32(raw), float32(scaled)
+        if column["step"] in steps[direction]:
+            found = run.contribution(link.source, link.target, column["step"], direction, samples)
+            raw, scaled = _of_focus(found, role, neuron)
+            column["directions"].append(direction)
+            arrays[direction], arrays[f"{direction}_scaled"] = float32(raw), float32(scaled)
     if not column["directions"]:
         column["reason"] = f"no contributions of the {samples} example{'' if samples != 'batch' else 's'} are recorded"
     return column, arrays
@@ -145,11 +146,13 @@ def _of_focus(found: ContributionMatrix, role: str, neuron: int | None) -> tuple
     return values[:, neuron], np.asarray(found.scaled)[:, neuron]
 
 
-def _read(run: Run, link: Link, step: int, direction: str, samples: str) -> ContributionMatrix | None:
-    """The matrix of the newest snapshot at or before ``step``, else of the first one; None if there is none."""
+def _steps(run: Run, link: Link, direction: str, samples: str) -> list[int]:
+    """Steps with a matrix for this link."""
     columns = "position" if link.kind == "unflatten" else "channel"
-    steps = run.contribution_steps(link.target, direction, samples, columns)
-    if not steps:
-        return None
+    return run.contribution_steps(link.target, direction, samples, columns)
+
+
+def _nearest(steps: list[int], step: int) -> int | None:
+    """The newest of ``steps`` at or before ``step``, else the first; None if there is none."""
     before = [known for known in steps if known <= step]
-    return run.contribution(link.source, link.target, before[-1] if before else steps[0], direction, samples)
+    return before[-1] if before else next(iter(steps), None)
