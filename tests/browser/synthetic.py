@@ -250,7 +250,7 @@ def _findings() -> list[tuple[str, Finding]]:
         summary="1 of 64 neurons of decoder.1 is zero for every example since step 8.", neurons=[7],
         evidence={"share": 0.015625}, advice="Lower the learning rate or use a leaky activation.",
     )  # fmt: skip
-    return [("dead_units-200", dead), ("outlier_sample-437", outlier), ("nonfinite-437", overflow)]
+    return [("dead_units-200", dead), ("nonfinite-437", overflow), ("outlier_sample-437", outlier)]
 
 
 def write_run(folder: Path, records: Iterator[Record], recording: str = "20260101-120000-1") -> Path:

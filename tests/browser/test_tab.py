@@ -216,15 +216,15 @@ def test_names_from_the_recording_are_text_and_never_markup(page: Page, open_tab
             changed = {**record.body["finding"], "summary": evil, "module": evil, "advice": evil}
             records[number] = Record("finding", record.first_step, record.last_step, {"id": evil, "finding": changed})
     synthetic.write_run(tmp_path / "run", iter(records))
-    with serve(tmp_path) as url:
+    with serve(tmp_path, page=page) as url:
         frame = open_tab("", url=url)
         expect(region(frame, "Findings")).to_contain_text("onerror")
         assert frame.title() == "DGMTracker"
         assert frame.locator("img").count() == 0
 
 
-def test_a_folder_without_recording_explains_how_to_record(open_tab: Open, tmp_path: Path) -> None:
-    with serve(tmp_path) as url:
+def test_a_folder_without_recording_explains_how_to_record(page: Page, open_tab: Open, tmp_path: Path) -> None:
+    with serve(tmp_path, page=page) as url:
         frame = open_tab("", url=url)
         expect(frame.get_by_role("main")).to_contain_text("from dgm_tb import DGMTrackerCallback")
 
@@ -233,15 +233,15 @@ def test_a_folder_without_recording_explains_how_to_record(open_tab: Open, tmp_p
 def test_the_story_works_in_every_mode_of_tensorboard(
     page: Page, open_tab: Open, logdir: Path, options: tuple[str, ...]
 ) -> None:
-    with serve(logdir, *options) as url:
+    with serve(logdir, *options, page=page) as url:
         frame = open_tab("", url=url)
         wait_for_selection(page, run="vae_nan", step="437", layer="to_logvar", sample="1203")
         expect(region(frame, "Dynamics")).to_contain_text("2 outliers")
 
 
-def test_a_step_is_on_the_screen_within_seconds(open_tab: Open, tmp_path: Path) -> None:
+def test_a_step_is_on_the_screen_within_seconds(page: Page, open_tab: Open, tmp_path: Path) -> None:
     segment = synthetic.write_run(tmp_path / "live", synthetic.vae_records(fails=False, ends=False))
-    with serve(tmp_path) as url:
+    with serve(tmp_path, page=page) as url:
         frame = open_tab("", url=url)
         expect(frame.locator(".status")).to_contain_text("step 479")
         steps = np.arange(480, 500)

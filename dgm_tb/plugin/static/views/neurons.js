@@ -65,12 +65,14 @@ function Legend({ message, neuron }) {
 
 /** @param {Message} message @param {string} direction @returns {Column[]} */
 function readColumns(message, direction) {
+  const whyNot = (/** @type {string} */ target) => detail.value?.layers.find((entry) => entry.name === target)?.contribution;
   return message.header.columns.map((/** @type {any} */ column, /** @type {number} */ index) => {
     const isRecorded = column.directions.includes(direction);
+    const known = whyNot(column.role === "source" ? message.header.layer : column.layer);
     const missing = column.role !== "focus" && !isRecorded ? `no ${direction} contribution was recorded for these examples` : null;
     return {
       ...column, index,
-      reason: column.reason ?? missing,
+      reason: (column.reason && known) || (column.reason ?? missing),
       raw: message.arrays[`${direction}_${index}`]?.values ?? null,
       scaled: message.arrays[`${direction}_scaled_${index}`]?.values ?? null,
     };
