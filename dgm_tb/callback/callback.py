@@ -3,7 +3,6 @@
 import socket
 import sys
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -18,10 +17,10 @@ from torch import Tensor
 import dgm_tb
 from dgm_tb import framing, records
 from dgm_tb.callback.examples import SamplerObserver, batch_size
-from dgm_tb.callback.local import Local
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.recorder import Recorder
 from dgm_tb.callback.rerun import LightningRerun
+from dgm_tb.callback.say import warn
 from dgm_tb.records import Finding
 
 
@@ -73,8 +72,8 @@ class DGMTrackerCallback(Callback):
             max_overhead=max_overhead,
             max_disk_mb=max_disk_mb,
             on_finding=on_finding,
-            rules=dict(rules or {}),
-            roles=dict(roles or {}),
+            rules={} if rules is None else rules,
+            roles={} if roles is None else roles,
         )
         self.recorder: Recorder | None = None
         self._observer = SamplerObserver()
@@ -91,17 +90,22 @@ class DGMTrackerCallback(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Start to observe the samplers, before Lightning makes its first iterator."""
-        if stage == "fit":
+        if stage != "fit":
+            return
+        if trainer.global_step == 0:
+            self._step = 0  # a training of its own, not the next part of one; a checkpoint sets the counter after this
+        try:
             self._observer.install()
+        except Exception as error:
+            self._lose_indices(error)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the recording."""
         try:
             self._start(trainer, pl_module)
         except Exception as error:
-            self.recorder = None
-            text = f"dgm_tb records nothing, training goes on: {type(error).__name__}: {error}"
-            warnings.warn(text, stacklevel=2)
+            self._close("exception")
+            warn(f"nothing is recorded, training goes on: {type(error).__name__}: {error}")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write everything."""
@@ -110,8 +114,9 @@ class DGMTrackerCallback(Callback):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Look into the step that raised, and write everything."""
         if self.recorder is not None:
-            self.recorder.fail(exception)
+            self.recorder.fail(exception, trainer.global_step)
         self._close("exception")
+        self._observer.remove()  # Lightning tears no callback down after an exception
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write everything, if it was not done yet, and leave no trace."""
@@ -131,10 +136,8 @@ class DGMTrackerCallback(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         """Begin a step."""
         if self.recorder is not None:
-            loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
-            indices = self._observer.next_batch(loaders, batch_size(batch))
             self._n_backward = 0
-            self.recorder.begin_step(batch, batch_idx, indices)
+            self.recorder.begin_step(batch, batch_idx, self._next_indices(trainer, batch))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss of each manual backward pass."""
@@ -160,6 +163,11 @@ class DGMTrackerCallback(Callback):
         if self.recorder.should_stop:
             trainer.should_stop = True
 
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget a step that the training skipped."""
+        if self.recorder is not None:
+            self.recorder.abandon_step()
+
     # -- internals -----------------------------------------------------------------------------------------------------
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -181,7 +189,7 @@ class DGMTrackerCallback(Callback):
         place = folder / "plugins" / records.PLUGIN_NAME if is_writing and folder is not None else None
         self.recorder = Recorder(pl_module, self.options, place, facts, rerun if rerun.can_run else None)
         self._tap_log(pl_module)
-        if is_writing and folder is not None:
+        if folder is not None and self.recorder.is_writing:
             _write_marker(trainer, folder)
 
     def _run_folder(self, trainer: Trainer) -> Path | None:
@@ -192,16 +200,25 @@ class DGMTrackerCallback(Callback):
                 return Path(logger.log_dir)
         return Path(trainer.log_dir or trainer.default_root_dir)
 
+    def _next_indices(self, trainer: Trainer, batch: Any) -> list[int] | None:
+        if not self._observer.is_installed:
+            return None
+        try:
+            loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
+            return self._observer.next_batch(loaders, batch_size(batch))
+        except Exception as error:
+            self._lose_indices(error)
+            return None
+
+    def _lose_indices(self, error: Exception) -> None:
+        self._observer.remove()
+        text = f"dgm_tb can't tell which examples are in a batch, training goes on: {type(error).__name__}: {error}"
+        warnings.warn(text, stacklevel=3)
+
     def _tap_log(self, pl_module: LightningModule) -> None:
         """See every value that the training step logs, under its own name, as it is logged."""
-        log, recorder = pl_module.log, self.recorder
-
-        def tapped(name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-            if recorder is not None and recorder.is_in_step:
-                recorder.note_loss(name, value)
-            log(name, value, *args, **kwargs)
-
-        pl_module.__dict__["log"] = Local(tapped)
+        if self.recorder is not None:
+            pl_module.__dict__["log"] = _LogTap(pl_module, self.recorder)
 
     def _close(self, reason: str) -> None:
         if self.recorder is not None:
@@ -209,6 +226,23 @@ class DGMTrackerCallback(Callback):
             self.recorder.root.__dict__.pop("log", None)
             self._step, self._findings = self.recorder.step, self.recorder.findings
             self.recorder = None
+
+
+class _LogTap:
+    """``LightningModule.log`` of one module, which also tells the recorder. A copy of the module gets its own ``log``."""
+
+    def __init__(self, module: LightningModule, recorder: Recorder) -> None:
+        self._module = module
+        self._log = module.log
+        self._recorder = recorder
+
+    def __call__(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
+        if self._recorder.is_in_step:
+            self._recorder.note_loss(name, value)
+        self._log(name, value, *args, **kwargs)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return getattr, (self._module, "log")
 
 
 def _write_marker(trainer: Trainer, folder: Path) -> None:

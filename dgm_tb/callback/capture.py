@@ -5,7 +5,6 @@ in-place activations), nothing is kept of the outputs, no synchronisation with t
 """
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from dgm_tb.callback.local import Local
 from dgm_tb.callback.reductions import MAX, MIN, N_STATISTICS, reduce_activation, sum_of_squares
+from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -48,6 +48,27 @@ class StepRow:
     def extremes_finite(self, slot: Slot) -> bool:
         """Whether the slot's smallest and largest activations are finite (so all are)."""
         return bool(torch.isfinite(self.activation[MIN : MAX + 1, slot.columns]).all())
+
+
+class _Hook:
+    """A forward hook. A copy of it (of a pickled or deep-copied model) does nothing."""
+
+    def __init__(self, capture: "Capture", name: str) -> None:
+        self._capture = capture
+        self._name = name
+
+    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        self._capture.on_call(self._name, module, inputs, output)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _NoHook, ()
+
+
+class _NoHook:
+    """What remains of a hook in a copy of the model."""
+
+    def __call__(self, *_: Any) -> None:
+        pass
 
 
 class Capture:
@@ -123,7 +144,7 @@ class Capture:
             handle.remove()
             reason = f"observing it failed with {type(error).__name__}: {error}"
             self.skipped[name] = reason
-            warnings.warn(f"dgm_tb no longer records {name}, training goes on: {reason}", stacklevel=2)
+            warn(f"{name} is no longer recorded, training goes on: {reason}")
 
     def close(self) -> None:
         """Remove every hook."""
@@ -132,31 +153,29 @@ class Capture:
         self._handles.clear()
         self._row = None
 
-    def _make_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if self._row is None:
-                return
-            began = time.perf_counter()
-            try:
-                observe(module, inputs, output)
-            except Exception as error:
-                self._fail(name, error)
-            self._cost += time.perf_counter() - began
+    def on_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Observe one call of a module."""
+        if self._row is None:
+            return
+        began = time.perf_counter()
+        try:
+            self._on_call(name, module, inputs, output)
+        except Exception as error:
+            self._fail(name, error)
+        self._cost += time.perf_counter() - began
 
-        def observe(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            if torch._C._current_graph_task_id() != -1:
-                self._on_recomputation(name, output)
-                return
-            call = self._calls.get(name, 0)
-            self._calls[name] = call + 1
-            if call >= MAX_CALLS:
-                if call == MAX_CALLS:
-                    self.skipped[name] = f"only its first {MAX_CALLS} calls in a step are recorded"
-                return
-            for suffix, tensor in floating_outputs(output):
-                self._observe(self._slot(name, call, suffix, module, inputs, tensor), module, inputs, tensor)
-
-        return hook
+    def _on_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        if torch._C._current_graph_task_id() != -1:
+            self._on_recomputation(name, output)
+            return
+        call = self._calls.get(name, 0)
+        self._calls[name] = call + 1
+        if call >= MAX_CALLS:
+            if call == MAX_CALLS:
+                self.skipped[name] = f"only its first {MAX_CALLS} calls in a step are recorded"
+            return
+        for suffix, tensor in floating_outputs(output):
+            self._observe(self._slot(name, call, suffix, module, inputs, tensor), module, inputs, tensor)
 
     def _on_recomputation(self, name: str, output: Any) -> None:
         """Activation checkpointing runs the module again during backward: only its gradient is new."""

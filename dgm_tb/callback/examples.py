@@ -29,6 +29,11 @@ class SamplerObserver:
         self._original: Any = None
         self._drawn: dict[int, deque[list[int] | None]] = {}
 
+    @property
+    def is_installed(self) -> bool:
+        """Whether it observes now."""
+        return self._original is not None
+
     def install(self) -> None:
         """Start to observe. Safe to call twice."""
         original = DataLoader.__dict__.get("_index_sampler")

@@ -34,10 +34,14 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is a whole number of at least 1; got {value!r}")
-        if self.max_overhead is not None and not 0 < float(self.max_overhead) <= 10:
-            raise ValueError(f"max_overhead is a share of the training time, as 0.05, or None; got {self.max_overhead}")
+        share = self.max_overhead
+        if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 10):
+            raise ValueError(f"max_overhead is a share of the training time, as 0.05, or None; got {share!r}")
         if not callable(self.on_finding) and self.on_finding not in ("warn", "stop", "ignore"):
             raise ValueError(f"on_finding is 'warn', 'stop', 'ignore' or a function; got {self.on_finding!r}")
+        for name in ("rules", "roles"):
+            if not isinstance(getattr(self, name), Mapping):
+                raise ValueError(f"{name} is a mapping, as {{'generator': 'net_g'}}; got {getattr(self, name)!r}")
 
     def to_json(self) -> dict[str, Any]:
         """The options as the recording tells of them."""

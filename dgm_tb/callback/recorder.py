@@ -1,9 +1,9 @@
 """Records one training: knows what to do in a step, not who calls it. Lightning-free; see ``callback.py`` for when."""
 
+import contextlib
 import functools
 import os
 import time
-import warnings
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.replay import Before, Rerun, remember
 from dgm_tb.callback.ring import Ring
+from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import observable_modules
 from dgm_tb.callback.tracer import Trace, Tracer
 from dgm_tb.callback.weights import WeightWatch
@@ -96,7 +97,7 @@ class Recorder:
         self._before: Before | None = None
         self._losses: dict[str, Tensor | float] = {}
         self._gradients: dict[str, Tensor] = {}
-        self._must_trace = True
+        self._must_trace, self._has_traced = True, False
         self._extra_snapshot = -1
         self._is_closed = False
         self.is_in_step = False
@@ -104,6 +105,11 @@ class Recorder:
         self._own = 0.0
         self._flushed = time.monotonic()
         self._n_fresh = 0
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether records go to the disk."""
+        return self._writer is not None
 
     @never_raises
     def begin_step(self, batch: Any, batch_idx: int, indices: list[int] | None) -> None:
@@ -114,6 +120,7 @@ class Recorder:
             batch_idx: The number it is going to get.
             indices: Dataset index of every example, or None.
         """
+        self.abandon_step()
         self._began = time.perf_counter()
         self._losses, self._gradients = {}, {}
         self.weights.begin()
@@ -131,6 +138,14 @@ class Recorder:
             self._tracer = Tracer(self.root, leaves, batch)
             self._tracer.__enter__()
         self._own = time.perf_counter() - self._began
+
+    @never_raises
+    @never_raises
+    def abandon_step(self) -> None:
+        """Forget a step that began and never ended: the training skipped the rest of its epoch."""
+        if self.is_in_step:
+            self._leave_step()
+            self._attribution = None
 
     def note_loss(self, name: str, value: Any) -> None:
         """Note a loss of the current step; whatever is no number is passed over."""
@@ -174,11 +189,11 @@ class Recorder:
             self.note(f"within max_overhead, one step in {self._governor.cadence} is observed from {self.step} on")
 
     @never_raises
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, global_step: int) -> None:
         """The training raised: look into the step that did not end, and write everything."""
         if self.is_in_step:
             step = self._leave_step()
-            self._windows.add(Row(self.step, self.step, step.losses))
+            self._windows.add(Row(self.step, global_step, step.losses))
             if isinstance(error, Exception):
                 self._inquiry.look_into(step)
             self.ring.add(step)
@@ -226,7 +241,11 @@ class Recorder:
         self.write(Record("finding", finding.step, finding.last_step, {"id": number, "finding": finding.to_json()}))
         action = self.options.on_finding
         if callable(action):
-            action(finding)
+            try:
+                action(finding)
+            except Exception as error:
+                text = f"dgm_tb: on_finding failed with {type(error).__name__}: {error}; training goes on"
+                warnings.warn(text, stacklevel=2)
         elif action != "ignore":
             warnings.warn(f"dgm_tb: {finding.summary}. {finding.advice}", stacklevel=2)
             self.should_stop = self.should_stop or (action == "stop" and finding.severity == "error")
@@ -236,11 +255,12 @@ class Recorder:
         self.is_broken = True
         self._leave_tracer()
         self.capture.close()
-        warnings.warn(f"dgm_tb stops recording at step {self.step}, training goes on: {reason}", stacklevel=3)
+        warn(f"recording stops at step {self.step}, training goes on: {reason}")
         if self._writer is not None:
-            self.note(f"recording stopped: {reason}")
-            body = {"reason": "exception", "last_step": self.step, "exception": reason}
-            self.write(Record("end", self.step, self.step, body))
+            with contextlib.suppress(Exception):
+                self.note(f"recording stopped: {reason}")
+                body = {"reason": "exception", "last_step": self.step, "exception": reason}
+                self.write(Record("end", self.step, self.step, body))
             self._writer.close()
 
     def leaves(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -272,13 +292,14 @@ class Recorder:
         tracer, self._tracer = self._tracer, None
         if tracer is not None:
             tracer.__exit__(None, None, None)
-            self.trace = tracer.trace
-            self._must_trace = False
+            self.trace = tracer.trace.joined(self.trace)
+            self._has_traced, self._must_trace = True, False
 
     def _take_graph(self) -> None:
-        if not self.capture.has_grown:
+        has_grown = self.capture.has_grown
+        if not (has_grown or self._has_traced):
             return
-        self.capture.has_grown = False
+        self.capture.has_grown = self._has_traced = False
         is_first = self.graph is None
         _, skipped = self.leaves()
         unrecorded = {**skipped, **self.capture.skipped}
@@ -290,7 +311,8 @@ class Recorder:
         self.write(Record("graph", self.step, self.step, self.graph.to_json()))
         if is_first and any(link.kind == "unflatten" for link in self.graph.links):
             self._extra_snapshot = self.step + self._governor.cadence
-        self._must_trace = not is_first and any(slot.name not in self.trace.nodes for slot in self.capture.slots)
+        has_unseen = any(slot.name not in self.trace.nodes for slot in self.capture.slots)
+        self._must_trace = has_grown and not is_first and has_unseen
 
     def _is_snapshot(self) -> bool:
         first = self.options.snapshot_steps
@@ -323,8 +345,7 @@ class Recorder:
         try:
             writer = SegmentWriter(folder / name)
         except OSError as error:
-            text = f"dgm_tb can't write to {folder}: {error}; nothing is recorded, training goes on"
-            warnings.warn(text, stacklevel=3)
+            warn(f"can't write to {folder}: {error}; nothing is recorded, training goes on")
             return None
         body = {
             "schema": records.SCHEMA_VERSION,

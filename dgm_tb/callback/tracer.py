@@ -59,6 +59,11 @@ class Trace:
         """All edges."""
         return [Edge(parent, node) for node, parents in self.inputs_of.items() for parent in dict.fromkeys(parents)]
 
+    def joined(self, earlier: "Trace") -> "Trace":
+        """This trace, and of an earlier one the nodes that did not run again (another branch)."""
+        older = {name: node for name, node in earlier.nodes.items() if name not in self.nodes}
+        return Trace({**self.nodes, **older}, {**earlier.inputs_of, **self.inputs_of})
+
     def pruned(self) -> "Trace":
         """Without functions from which no loss and no module can be reached (metrics, logging)."""
         keep = {node.id for node in self.nodes.values() if node.kind in ("loss", "module")}

@@ -4,10 +4,10 @@ import os
 import queue
 import threading
 import time
-import warnings
 from pathlib import Path
 
 from dgm_tb import framing, records
+from dgm_tb.callback.say import warn
 from dgm_tb.records import Record
 
 SEGMENT_BYTES = 64 << 20
@@ -94,10 +94,9 @@ class SegmentWriter:
         if isinstance(error, OSError):
             self.failure = str(error)
         lost = "this and all later records are" if isinstance(error, OSError) else "this record is"
-        warnings.warn(
-            f"dgm_tb could not write a {record.kind} record of step {record.last_step} to {self.folder}: {error}; "
-            f"{lost} lost, training goes on",
-            stacklevel=2,
+        warn(
+            f"could not write a {record.kind} record of step {record.last_step} to {self.folder}: {error}; "
+            f"{lost} lost, training goes on"
         )
 
     def _seal(self) -> None:
