@@ -45,8 +45,9 @@ export function Samples() {
 function Relevance({ message }) {
   const [map] = message.header.relevance;
   const at = `step ${formatStep(message.header.step)}`;
-  if (!map) return html`<span>${at} · no relevance map was recorded</span>`;
-  return html`<span>${at} · relevance of the input for <code>${shorten(map.target, 24)}</code> #${map.neuron}</span>`;
+  const strength = message.header.layers.includes(layer.value?.name) ? html`<span>|a|: largest |activation| in <code>${shorten(layer.value?.name ?? "", 18)}</code></span>` : null;
+  if (!map) return html`<span>${at} · no relevance map was recorded</span>${strength}`;
+  return html`<span>${at} · relevance for <code>${shorten(map.target, 20)}</code> #${map.neuron}</span>${strength}`;
 }
 
 /** Rows, columns and channels to draw an input with. @param {string} axes @param {number[]} shape of `inputs` @returns {Shape} */
@@ -145,7 +146,6 @@ function Examples({ message, range, overlay }) {
   return html`<div class="examples">
     <div class="abnormal"><h3>abnormal</h3><div>${group("abnormal")}</div></div>
     ${normals ? html`<div class="normal"><h3>normal, same batch</h3><div>${group("normal")}</div></div>` : null}
-    ${column >= 0 ? html`<p class="hint">|a|: largest |activation| of the example in <code>${layer.value?.name}</code></p>` : null}
   </div>`;
 }
 
@@ -177,7 +177,7 @@ function Card({ example, values, shape, range, strength, map }) {
       ${example.label === null ? null : html`<small>label ${example.label}</small>`}
       <small>${formatValue(low)} … ${formatValue(high)}</small>
       ${bad ? html`<small class="bad">▲ ${bad} not finite</small>` : null}
-      ${strength === null ? null : html`<small>|a| <b class=${example.role === "abnormal" ? "bad" : ""}>${formatValue(strength)}</b></small>`}
+      ${strength === null ? null : html`<small title="largest |activation| of the example in ${layer.value?.name}">|a| <b class=${example.role === "abnormal" ? "bad" : ""}>${formatValue(strength)}</b></small>`}
     </span>
   </button>`;
 }
