@@ -212,8 +212,7 @@ class DGMTrackerCallback(Callback):
 
     def _lose_indices(self, error: Exception) -> None:
         self._observer.remove()
-        text = f"dgm_tb can't tell which examples are in a batch, training goes on: {type(error).__name__}: {error}"
-        warnings.warn(text, stacklevel=3)
+        warn(f"can't tell which examples are in a batch, training goes on: {type(error).__name__}: {error}")
 
     def _tap_log(self, pl_module: LightningModule) -> None:
         """See every value that the training step logs, under its own name, as it is logged."""
@@ -229,7 +228,7 @@ class DGMTrackerCallback(Callback):
 
 
 class _LogTap:
-    """``LightningModule.log`` of one module, which also tells the recorder. A copy of the module gets its own ``log``."""
+    """A LightningModule's ``log`` that also tells the recorder; a copy of the module gets its own plain ``log``."""
 
     def __init__(self, module: LightningModule, recorder: Recorder) -> None:
         self._module = module

@@ -7,6 +7,7 @@ in-place activations), nothing is kept of the outputs, no synchronisation with t
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -50,27 +51,6 @@ class StepRow:
         return bool(torch.isfinite(self.activation[MIN : MAX + 1, slot.columns]).all())
 
 
-class _Hook:
-    """A forward hook. A copy of it (of a pickled or deep-copied model) does nothing."""
-
-    def __init__(self, capture: "Capture", name: str) -> None:
-        self._capture = capture
-        self._name = name
-
-    def __call__(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        self._capture.on_call(self._name, module, inputs, output)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _NoHook, ()
-
-
-class _NoHook:
-    """What remains of a hook in a copy of the model."""
-
-    def __call__(self, *_: Any) -> None:
-        pass
-
-
 class Capture:
     """Observes the modules of one model; between ``begin`` and ``end`` it fills a ``StepRow``.
 
@@ -96,7 +76,7 @@ class Capture:
         self._hooked: set[int] = set()
         modules, self.skipped = observable_modules(root)
         self._cost = 0.0
-        self._handles = {name: m.register_forward_hook(Local(self._make_hook(name))) for name, m in modules.items()}
+        self._handles = {name: m.register_forward_hook(Local(partial(self.on_call, name))) for name, m in modules.items()}
         self.n_modules = len(modules)
 
     @property

@@ -244,10 +244,9 @@ class Recorder:
             try:
                 action(finding)
             except Exception as error:
-                text = f"dgm_tb: on_finding failed with {type(error).__name__}: {error}; training goes on"
-                warnings.warn(text, stacklevel=2)
+                warn(f"on_finding failed with {type(error).__name__}: {error}; training goes on")
         elif action != "ignore":
-            warnings.warn(f"dgm_tb: {finding.summary}. {finding.advice}", stacklevel=2)
+            warn(f"{finding.summary}. {finding.advice}")
             self.should_stop = self.should_stop or (action == "stop" and finding.severity == "error")
 
     def give_up(self, reason: str) -> None:
