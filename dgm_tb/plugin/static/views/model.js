@@ -105,7 +105,10 @@ class Viewport {
     this.content = content;
     /** @type {Layout | null} */
     this.layout = null;
+    /** @type {import("../types.d.ts").Placed | null} */
+    this.target = null;
     this.hasMoved = false;
+    this.isTouched = false; // panned or zoomed by hand: from then on only a reveal moves it
     this.#listen();
   }
 
@@ -135,6 +138,7 @@ class Viewport {
 
   /** @param {number} factor @param {number} [x] @param {number} [y] */
   zoom(factor, x = this.svg.clientWidth / 2, y = this.svg.clientHeight / 2) {
+    this.isTouched = true;
     const scale = Math.max(0.05, Math.min(3, this.scale * factor));
     this.x = x - ((x - this.x) * scale) / this.scale;
     this.y = y - ((y - this.y) * scale) / this.scale;
@@ -144,6 +148,7 @@ class Viewport {
 
   /** Moves a box into view, as little as needed. @param {import("../types.d.ts").Placed} box */
   reveal(box) {
+    this.target = box;
     const { clientWidth: width, clientHeight: height } = this.svg;
     const into = (/** @type {number} */ at, /** @type {number} */ size, /** @type {number} */ room) =>
       at < 24 ? 24 - at : at + size > room - 24 ? room - 24 - at - size : 0;
@@ -168,7 +173,7 @@ class Viewport {
       const [dx, dy] = [event.clientX - last[0], event.clientY - last[1]];
       if (!this.hasMoved && Math.hypot(dx, dy) < 4) return;
       if (!this.hasMoved) this.svg.setPointerCapture(event.pointerId);
-      this.hasMoved = true;
+      this.hasMoved = this.isTouched = true;
       last = [event.clientX, event.clientY];
       this.x += dx;
       this.y += dy;
@@ -180,11 +185,15 @@ class Viewport {
       event.preventDefault();
       const box = this.svg.getBoundingClientRect();
       if (event.ctrlKey || event.metaKey || event.altKey) return this.zoom(event.deltaY > 0 ? 0.88 : 1.14, event.clientX - box.left, event.clientY - box.top);
+      this.isTouched = true;
       this.x -= event.deltaX;
       this.y -= event.deltaY;
       return this.#apply();
     }, { passive: false });
-    new ResizeObserver(() => this.layout && !this.hasMoved && this.start()).observe(this.svg);
+    new ResizeObserver(() => {
+      if (!this.isTouched && this.svg.clientWidth) this.start();
+      if (!this.isTouched && this.svg.clientWidth && this.target) this.reveal(this.target);
+    }).observe(this.svg);
   }
 }
 
