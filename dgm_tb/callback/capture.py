@@ -76,7 +76,9 @@ class Capture:
         self._hooked: set[int] = set()
         modules, self.skipped = observable_modules(root)
         self._cost = 0.0
-        self._handles = {name: m.register_forward_hook(Local(partial(self.on_call, name))) for name, m in modules.items()}
+        self._handles = {
+            name: module.register_forward_hook(Local(partial(self.on_call, name))) for name, module in modules.items()
+        }
         self.n_modules = len(modules)
 
     @property
@@ -227,7 +229,11 @@ class Capture:
             try:
                 with torch.no_grad():
                     wide = gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
-                    row.gradient[slot.columns] += sum_of_squares(wide.detach(), slot.is_last_axis)
+                    squares = sum_of_squares(wide.detach(), slot.is_last_axis)
+                    if row.gradient_counts[number]:
+                        row.gradient[slot.columns] += squares
+                    else:
+                        row.gradient[slot.columns] = squares
                 row.gradient_counts[number] = gradient.numel() // slot.neurons
                 if self.on_gradient is not None:
                     self.on_gradient(slot, gradient)

@@ -1,5 +1,6 @@
 """Which training examples are in a batch, and what they look like."""
 
+import random
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -147,17 +148,13 @@ class RandomState:
     """The state of the random generators that a training step may draw from."""
 
     def __init__(self) -> None:
-        import random
-
         self._torch = torch.get_rng_state()
-        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+        self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
         self._python = random.getstate()
         self._numpy = np.random.get_state()  # noqa: NPY002 - the user's step may draw from the global generator
 
     def restore(self) -> None:
         """Set all generators back to this state."""
-        import random
-
         torch.set_rng_state(self._torch)
         if self._cuda is not None:
             torch.cuda.set_rng_state_all(self._cuda)

@@ -174,11 +174,14 @@ class Recorder:
             return
         step = self._leave_step()
         row = Row(self.step, global_step, step.losses)
-        if any(step.row.counts):
-            row.raw, row.weights = step.row, self._measure_weights(step)
-        self._windows.add(row)
+        norms = self.weights.norms() if any(step.row.counts) else None
+        if norms is not None and not bool(torch.isfinite(norms).all()):
+            step.bad_weights = self.weights.nonfinite_parameters()
         self._write_attribution()
         self._inquiry.look_into(step)
+        if norms is not None:  # last, since it uses up the copy of the weights before the step
+            row.raw, row.weights = step.row, self.weights.end(norms).numpy()
+        self._windows.add(row)
         self.ring.add(step)
         self.step += 1
         self._flush_if_due()
@@ -280,12 +283,6 @@ class Recorder:
         losses = {name: float(value) for name, value in self._losses.items()}
         norms = {name: float(norm) for name, norm in self._gradients.items()}
         return Step(self.step, row, self._before, losses, norms)
-
-    def _measure_weights(self, step: Step) -> np.ndarray[Any, Any]:
-        norms, ratios, norms_before = self.weights.end()
-        if not bool(torch.isfinite(norms).all()):
-            step.bad_weights = self.weights.nonfinite_parameters()
-        return torch.stack([norms, ratios, norms_before]).numpy()
 
     def _leave_tracer(self) -> None:
         tracer, self._tracer = self._tracer, None

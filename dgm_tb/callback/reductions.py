@@ -33,18 +33,18 @@ def reduce_activation(x: Tensor, is_last_axis: bool, counts_zeros: bool, row: Te
         row: ``[N_STATISTICS, neurons]``, written in place.
 
     Returns:
-        The largest ``|x|`` of each example ``[examples]``.
+        The largest ``|x|`` of each example ``[examples]``; Inf from 1e19 on.
     """
     view = examples_channels_positions(x, is_last_axis)
     if view.dim() == 2:
+        squares = view * view
         torch.sum(view, 0, out=row[SUM])
-        torch.sum(view * view, 0, out=row[SQUARES])
+        torch.sum(squares, 0, out=row[SQUARES])
         torch.amin(view, 0, out=row[MIN])
         torch.amax(view, 0, out=row[MAX])
         if counts_zeros:
             torch.sum(view.sign().abs_(), 0, out=row[NONZERO])
-        per_example = view.reshape(x.shape[0], -1)
-        return torch.maximum(per_example.amax(1), per_example.amin(1).neg_())
+        return squares.reshape(x.shape[0], -1).amax(1).sqrt_()
     low, high = view.amin(-1), view.amax(-1)
     torch.sum(view.sum(-1), 0, out=row[SUM])
     torch.sum(_norm(view, -1).square_(), 0, out=row[SQUARES])

@@ -49,11 +49,14 @@ class WeightWatch:
         self.entries = [incoming.entry for incoming in self._incoming]
         self.neurons = self.entries[-1].offset + self.entries[-1].neurons if self.entries else 0
         self.before: list[Tensor] = []
+        self._measured: tuple[list[int], Tensor] | None = None
 
     def begin(self) -> None:
         """Copy the weights as they are before the step."""
         if not self.keeps_copy:
             return
+        if self._measured is not None and self._measured[0] != [p._version for p in self.parameters]:
+            self._measured = None
         with torch.no_grad():
             live = [parameter.detach() for parameter in self.parameters]
             if [tensor.device for tensor in self.before] != [tensor.device for tensor in live]:
@@ -61,24 +64,31 @@ class WeightWatch:
             else:
                 torch._foreach_copy_(self.before, live)
 
-    def end(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Measure the weights after the step.
+    def norms(self) -> Tensor:
+        """The norm of every neuron's incoming weights as they are now ``[neurons]``, float32."""
+        with torch.no_grad():
+            return self._norms_of([self.parameters[incoming.number].detach() for incoming in self._incoming])
+
+    def end(self, norms: Tensor) -> Tensor:
+        """Measure the step's change; the copy of the weights before it is used up by that.
+
+        Args:
+            norms: What ``norms`` gave after the step.
 
         Returns:
-            The norm of every neuron's incoming weights; the norm of the step's change over the norm before it (0 for
-            unchanged weights); the norm before it. All ``[neurons]``, float32; NaN for the latter two if no copy of
-            the weights is kept.
+            ``[3, neurons]``: ``norms``; the norm of the change over the norm before it (0 for unchanged weights); the
+            norm before it. NaN for the latter two if no copy of the weights is kept.
         """
-        unknown = torch.full((self.neurons,), float("nan"))
+        if not self.before or not self._incoming:
+            return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2])
         with torch.no_grad():
             weights = [self.parameters[incoming.number].detach() for incoming in self._incoming]
-            norms = self._norms_of(weights)
-            if not self.before or not weights:
-                return norms, unknown, unknown
             before = [self.before[incoming.number] for incoming in self._incoming]
-            norms_before = self._norms_of(before)
-            changes = self._norms_of(list(torch._foreach_sub(weights, before)))
-            return norms, changes / norms_before.clamp_min(1e-30), norms_before
+            norms_before = self._norms_of(before) if self._measured is None else self._measured[1]
+            torch._foreach_sub_(before, weights)
+            changes = self._norms_of(before)
+        self._measured = [parameter._version for parameter in self.parameters], norms
+        return torch.stack([norms, changes / norms_before.clamp_min(1e-30), norms_before])
 
     def _norms_of(self, weights: list[Tensor]) -> Tensor:
         """Norms of all neurons ``[neurons]``, float32."""
