@@ -79,6 +79,7 @@ class DGMTrackerCallback(Callback):
         self._observer = SamplerObserver()
         self._step = 0
         self._n_backward = 0
+        self._place = (-1, 0)
         self._findings: list[Finding] = []
 
     @property
@@ -137,7 +138,7 @@ class DGMTrackerCallback(Callback):
         """Begin a step."""
         if self.recorder is not None:
             self._n_backward = 0
-            self.recorder.begin_step(batch, batch_idx, self._next_indices(trainer, batch))
+            self.recorder.begin_step(batch, batch_idx, self._next_indices(trainer, batch, batch_idx))
 
     def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
         """Note the loss of each manual backward pass."""
@@ -171,6 +172,7 @@ class DGMTrackerCallback(Callback):
     # -- internals -----------------------------------------------------------------------------------------------------
 
     def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._place = (-1, 0)
         folder = self._run_folder(trainer)
         is_writing = folder is not None and trainer.is_global_zero and not bool(getattr(trainer, "fast_dev_run", False))
         facts = {
@@ -200,15 +202,26 @@ class DGMTrackerCallback(Callback):
                 return Path(logger.log_dir)
         return Path(trainer.log_dir or trainer.default_root_dir)
 
-    def _next_indices(self, trainer: Trainer, batch: Any) -> list[int] | None:
+    def _next_indices(self, trainer: Trainer, batch: Any, batch_idx: int) -> list[int] | None:
         if not self._observer.is_installed:
             return None
         try:
             loaders = getattr(trainer.fit_loop._combined_loader, "flattened", [])
-            return self._observer.next_batch(loaders, batch_size(batch))
+            indices = None
+            for _ in range(self._n_drawn(trainer, batch_idx)):
+                indices = self._observer.next_batch(loaders, batch_size(batch))
+            return indices
         except Exception as error:
             self._lose_indices(error)
             return None
+
+    def _n_drawn(self, trainer: Trainer, batch_idx: int) -> int:
+        """Batches drawn since the last one seen here: Lightning calls no hook for those that are None."""
+        (epoch, last), self._place = self._place, (trainer.current_epoch, batch_idx)
+        if epoch == trainer.current_epoch:
+            return batch_idx - last
+        is_resumed = epoch < 0 and trainer.ckpt_path is not None
+        return 1 if is_resumed else batch_idx + 1
 
     def _lose_indices(self, error: Exception) -> None:
         self._observer.remove()
