@@ -6,6 +6,7 @@ Only ``demo`` loads torch. Exit codes: 0 fine, 1 ``diagnose`` has a finding of s
 import argparse
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -44,12 +45,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code: int = options.command(options)
         sys.stdout.flush()
         return code
-    except DgmError as error:
-        print(f"dgm-tb: {error}", file=sys.stderr)
-        return 2
     except BrokenPipeError:  # as in "dgm-tb export ... | head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except (DgmError, OSError) as error:
+        print(f"dgm-tb: {error}", file=sys.stderr)
+        return 2
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -61,7 +62,7 @@ def demo(options: argparse.Namespace) -> int:
     _, findings = record(options.scenario, logdir)
     print(f"\n{describe(findings)}\n{scenario.look_at}\n")
     serve = ["--logdir", str(logdir), *(["--port", str(options.port)] if options.port is not None else [])]
-    print(f"  tensorboard {' '.join(serve)}", flush=True)
+    print(f"  {shlex.join(['tensorboard', *serve])}", flush=True)
     if options.no_serve:
         return 0
     print("\nServing it now, in the tab DGMTracker; Ctrl-C ends it.", flush=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader
 
@@ -81,5 +82,6 @@ def record(scenario: str, logdir: Path, **options: Any) -> tuple[Path, list[Find
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)  # no lines about accelerators that are not there
     callback = DGMTrackerCallback(window_steps=8, on_finding="ignore")
+    torch.set_num_threads(1)  # for models as small as these a second thread gains nothing, and waits on a busy machine
     fit(SCENARIOS[scenario].build(), [callback], logger=logger, **options)
     return run, callback.findings
