@@ -140,9 +140,9 @@ class Graph:
             raise RecordError(f"a graph record of another form: {error}") from error
 
     def flow_order(self) -> list[Layer]:
-        """The layers in data-flow order (a layer outside the DAG comes last)."""
+        """Layers in data-flow order: further outputs follow the first one; those outside the DAG come last."""
         rank = {node.layer: number for number, node in enumerate(self.nodes) if node.layer}
-        return sorted(self.layers, key=lambda layer: rank.get(layer.name, len(rank) + layer.offset))
+        return sorted(self.layers, key=lambda layer: rank.get(layer.name.partition("[")[0], len(self.nodes)))
 
     def parents(self) -> dict[str, list[str]]:
         """Node id -> ids of the nodes whose output it takes."""
