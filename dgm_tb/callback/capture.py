@@ -266,6 +266,7 @@ def statistics_of(rows: Sequence[StepRow], slots: Sequence[Slot]) -> tuple[Array
         mean = total / counts
         variance = np.maximum(square / counts - mean * mean, 0.0)
         zeros = np.where(counts_zeros, 1.0 - nonzero / counts, (low == 0) & (high == 0))
+        zeros = np.where(np.isnan(mean), np.nan, zeros)  # the sign of NaN counts as zero
         activation = np.stack([mean, np.sqrt(variance), low, high, zeros], 1)
         np.moveaxis(activation, 1, 2)[counts == 0] = np.nan
         gradient = np.where(gradient_counts > 0, np.sqrt(squares / gradient_counts), np.nan)
