@@ -28,6 +28,11 @@ export function ErrorNote({ error, retry }) {
   </div>`;
 }
 
+/** A layer's name; where room is short its beginning goes, for the leaf tells most. @param {{ name: string }} props */
+export function Name({ name }) {
+  return html`<code class="name" title=${name}><bdi>${name}</bdi></code>`;
+}
+
 /** A sentence in place of a view that has nothing to show. @param {{ children?: unknown }} props */
 export function Note({ children }) {
   return html`<div class="note"><p>${children}</p></div>`;

@@ -172,6 +172,7 @@ function assemble(root, items, edges, placed, segments) {
     list.forEach((segment, i) => {
       const points = /** @type {Point[]} */ ((placed.get(group)?.routes[i] ?? []).map(([px, py]) => [px + x, py + y]));
       joinPorts(segment, points, edges[segment.edges[0]], boxes, placed, group === root ? null : boxes[group]);
+      if (points.length === 3) points.splice(1, 1); // between neighbouring ranks the bend is only a place for a label
       // On the way up the inner groups come first, on the way down the outer ones, and where they meet in between.
       const order = segment.to === null ? -depth : segment.from === null ? depth : 0;
       for (const edge of segment.edges) pieces[edge].push({ order, points });

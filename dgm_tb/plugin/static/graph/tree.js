@@ -42,6 +42,7 @@ function newBox(id, label, node) {
 
 /** A leaf's text: the last part of a module's name, a function's name. @param {GraphNode} node */
 function nodeLabel(node) {
+  if (node.kind === "module" && !node.layer) return node.op; // not recorded: a number alone would say nothing
   if (node.kind === "module" || node.kind === "parameter") return node.id.slice(node.module ? node.module.length + 1 : 0);
   return node.kind === "input" ? node.id : node.op;
 }

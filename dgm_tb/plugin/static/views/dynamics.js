@@ -9,7 +9,7 @@ import { theme } from "../host.js";
 import { drawBand, drawLabel, drawLine, drawNonfinite, nearestLine, nonfiniteMarks } from "../marks.js";
 import { extent, makeScale, nearestIndex, paddedRange, symlogThreshold } from "../scales.js";
 import { bounds, detail, hoverStep, layer, quantity, range, revision, select, selection, statistic, step } from "../store.js";
-import { Loaded, Note, Panel, Select, useResource } from "../ui.js";
+import { Loaded, Name, Note, Panel, Select, useResource } from "../ui.js";
 import { clampRange } from "./loss.js";
 
 /** @typedef {import("../types.d.ts").Message} Message */
@@ -37,7 +37,7 @@ export function Dynamics() {
   return html`<${Panel}
     name="Dynamics"
     className="area-dynamics"
-    title=${at ? html`<code title=${at.name}>${at.name}</code> ${at.type} · ${formatCount(at.neurons, "neuron")}` : ""}
+    title=${at ? html`<${Name} name=${at.name} /> ${at.type} · ${formatCount(at.neurons, "neuron")}` : ""}
     tools=${html`<${Quantities} /><${Select} label="scale" hideLabel value=${scaleName} options=${SCALES} onChange=${setScale} />`}
     footer=${resource.value && !resource.error ? html`<${Disclosure} header=${resource.value.header} lines=${lines} />` : null}
   >
@@ -144,11 +144,23 @@ function drawDynamics({ steps, lines, codes, isOutlier, quantiles }) {
     drawBand(context, view, steps, quantiles[1], quantiles[3], colors.band);
     context.globalAlpha = 1;
     // One device pixel: wider strokes leave the browser's hairline path and cost five to ten times as much.
-    lines.forEach((values, i) => !isOutlier[i] && drawLine(context, view, steps, values, { color: colors.sample, alpha: 0.55 }));
+    const alpha = lineAlpha(lines, view);
+    lines.forEach((values, i) => !isOutlier[i] && drawLine(context, view, steps, values, { color: colors.sample, alpha }));
     drawLine(context, view, steps, quantiles[2], { color: colors.text, alpha: 0.5, dash: [4, 3] });
     lines.forEach((values, i) => isOutlier[i] && drawLine(context, view, steps, values, { color: colors.anomaly }));
     lines.forEach((values, i) => drawNonfinite(context, view, nonfiniteMarks(steps, values, codes[i]), colors.anomaly, { size: 3, spacing: isOutlier[i] ? 40 : Infinity }));
   };
+}
+
+/** Opacity of the sampled lines: less where they swing so much that they would fill the plot. @param {Float32Array[]} lines @param {import("../chart.js").View} view */
+function lineAlpha(lines, view) {
+  const some = lines.filter((_, i) => i % Math.ceil(lines.length / 16) === 0);
+  let ink = 0;
+  for (const values of some) {
+    for (let i = 1; i < values.length; i++) ink += Math.abs(view.y(values[i]) - view.y(values[i - 1])) || 0;
+  }
+  const cover = (ink / Math.max(some.length, 1)) * (lines.length / (view.width * view.height));
+  return Math.max(0.12, Math.min(0.55, 0.5 / cover));
 }
 
 /**
@@ -160,11 +172,13 @@ function drawDynamics({ steps, lines, codes, isOutlier, quantiles }) {
 function drawMarked({ steps, lines, codes, neurons, isOutlier }, marked, hovered, at) {
   return (context, view) => {
     const { theme: colors, ratio } = view;
-    for (const i of new Set(hovered >= 0 ? [...marked, hovered] : marked)) {
+    // The focus neuron and the hovered one stand out; further focus neurons stay hairlines, or they would hide the rest.
+    for (const i of new Set(hovered >= 0 ? [...marked.toReversed(), hovered] : marked.toReversed())) {
       const color = isOutlier[i] ? colors.anomaly : colors.select;
-      drawLine(context, view, steps, lines[i], { color: colors.surface, width: 4 * ratio, alpha: 0.8 });
-      drawLine(context, view, steps, lines[i], { color, width: (i === hovered ? 2 : 1.5) * ratio });
-      drawNonfinite(context, view, nonfiniteMarks(steps, lines[i], codes[i]), colors.anomaly);
+      const isMain = i === hovered || i === marked[0];
+      if (isMain) drawLine(context, view, steps, lines[i], { color: colors.surface, width: 4 * ratio, alpha: 0.8 });
+      drawLine(context, view, steps, lines[i], { color, width: i === hovered ? 2 * ratio : isMain ? 1.5 * ratio : 1, alpha: isMain ? 1 : 0.75 });
+      if (isMain) drawNonfinite(context, view, nonfiniteMarks(steps, lines[i], codes[i]), colors.anomaly);
     }
     const outliers = lines.map((_, i) => i).filter((i) => isOutlier[i] && !marked.includes(i));
     const labelled = [...marked.slice(0, LABELS), ...outliers.slice(0, LABELS)].slice(0, LABELS).filter((i) => i !== hovered);

@@ -6,7 +6,7 @@ import { formatStep, words } from "../format.js";
 import { MAX_VISIBLE, ROOT, autoOpen, buildTree, lineage, reveal, visiblePart } from "../graph/tree.js";
 import { bounds, detail, filter, filtered, findings, findingsByLayer, graph, quantity, revision, select, selection, step } from "../store.js";
 import { ErrorNote, Note, Panel, Skeleton, useResource } from "../ui.js";
-import { ModelNode, boxSize, miniLine } from "./node.js";
+import { Heading, ModelNode, boxSize, miniLine } from "./node.js";
 
 /** @typedef {import("../types.d.ts").Box} Box */
 /** @typedef {import("../types.d.ts").Layout} Layout */
@@ -285,7 +285,8 @@ function Scene({ part, layout, open, model, here, act }) {
         state="${box === here ? "chosen" : ""} ${isDimmed ? "dimmed" : ""}" focusable=${here ? box === here : box === part.visible[0]}
         reason=${model.unrecorded[box.id] ?? ""} onAct=${act} onKey=${onKey} />`;
     });
-  return html`${nodes(true)}<g class="edges">${edges}</g>${nodes(false)}`;
+  const headings = part.visible.filter((box) => isOpen(box) && layout.boxes[box.id]).map((box) => html`<${Heading} key=${box.id} box=${box} place=${layout.boxes[box.id]} />`);
+  return html`${nodes(true)}<g class="edges">${edges}</g>${headings}${nodes(false)}`;
 }
 
 /** The box that an arrow key leads to: along an edge, or beside. @param {string} key @param {Box} box @param {[string, string][]} edges @param {Layout} layout */
@@ -304,10 +305,11 @@ function neighbour(key, box, edges, layout) {
 function Flow({ points, isLit }) {
   if (points.length < 2) return null;
   let path = `M${points[0]}`;
-  for (let i = 1; i < points.length - 1; i++) {
-    const [x, y] = points[i];
-    path += `Q${x} ${y} ${(x + points[i + 1][0]) / 2} ${(y + points[i + 1][1]) / 2}`;
+  for (let i = 1; i < points.length; i++) {
+    const [[x0, y0], [x1, y1]] = [points[i - 1], points[i]];
+    const middle = (y0 + y1) / 2;
+    path += y1 - y0 < 1 ? `L${x1} ${y1}` : `C${x0} ${middle} ${x1} ${middle} ${x1} ${y1}`;
   }
   const [x, y] = points[points.length - 1];
-  return html`<g class=${isLit ? "lit" : ""}><path class="wire" d="${path}L${x} ${y - 3}" /><path class="tip" d="M${x - 3} ${y - 5}L${x} ${y}L${x + 3} ${y - 5}Z" /></g>`;
+  return html`<g class=${isLit ? "lit" : ""}><path class="wire" d=${path} /><path class="tip" d="M${x - 3} ${y - 5}L${x} ${y}L${x + 3} ${y - 5}Z" /></g>`;
 }

@@ -6,7 +6,7 @@ import { THEMES, contributionScale, magnitudeScale } from "../color.js";
 import { formatCount, formatInteger, formatScaled, formatStep, formatValue, shorten, words } from "../format.js";
 import { theme } from "../host.js";
 import { detail, layer, quantity, revision, select, selection, statistic, step } from "../store.js";
-import { Loaded, Note, Panel, Switch, useResource, useSize } from "../ui.js";
+import { Loaded, Name, Note, Panel, Switch, useResource, useSize } from "../ui.js";
 
 /** @typedef {import("../types.d.ts").Message} Message */
 /** @typedef {import("../types.d.ts").Numbers} Numbers */
@@ -16,6 +16,7 @@ import { Loaded, Note, Panel, Switch, useResource, useSize } from "../ui.js";
  * @typedef {{ neuron: number, x: number, y: number, size: number }} Cell
  */
 
+const WITH_WEIGHTS = new Set(["weight", "update"]);
 const MAX_CELLS = 1200;
 const MAX_EDGES = 16;
 const SAMPLES = [
@@ -38,8 +39,12 @@ export function Neurons() {
   const key = run && at ? JSON.stringify(query) : null;
   const resource = useResource(key, revision.value, () => getArrays("contributions", query, revision.value), 120);
   const ownQuery = { run: run?.run, layer: at?.name, step: step.value };
+  // The windows' numbers for all neurons, and the step's own for those whose polyline was kept.
   const own = useResource(key && JSON.stringify(ownQuery), revision.value, () => getArrays("neurons", ownQuery, revision.value), 120);
-  const title = at && html`<code title=${at.name}>${shorten(at.name, 28)}</code> ${neuron === null ? formatCount(at.neurons, "neuron") : html`<b>#${neuron}</b>`}`;
+  const exactQuery = { ...ownQuery, step: null, first: step.value, last: step.value, quantity: quantity.value, statistic: statistic.value, k: 2000 };
+  const hasValues = at && (at.has_weights !== false || !WITH_WEIGHTS.has(quantity.value));
+  const exact = useResource(key && hasValues ? JSON.stringify(exactQuery) : null, revision.value, () => getArrays("dynamics", exactQuery, revision.value), 120);
+  const title = at && html`<${Name} name=${at.name} /> ${neuron === null ? formatCount(at.neurons, "neuron") : html`<b>#${neuron}</b>`}`;
   return html`<${Panel}
     name="Neurons" className="area-neurons" title=${title}
     tools=${html`<${Switch} label="direction" value=${direction} options=${DIRECTIONS} onChange=${setDirection} />
@@ -48,7 +53,7 @@ export function Neurons() {
   >
     ${at
       ? html`<${Loaded} resource=${resource} rows=${5}>
-          ${(/** @type {Message} */ message) => html`<${Columns} message=${message} own=${own.value} direction=${direction} neuron=${neuron} />`}
+          ${(/** @type {Message} */ message) => html`<${Columns} message=${message} own=${own.value} exact=${exact.value} direction=${direction} neuron=${neuron} />`}
         <//>`
       : html`<${Note}>${run ? "Click a layer in the model to see its neurons." : ""}<//>`}
   <//>`;
@@ -79,12 +84,33 @@ function readColumns(message, direction) {
   });
 }
 
-/** @param {{ message: Message, own: Message | null, direction: string, neuron: number | null }} props */
-function Columns({ message, own, direction, neuron }) {
+/**
+ * The focus layer's values at the focus snapshot: the quantity on screen, else (a layer without weights) its activation.
+ *
+ * @param {Message | null} own window values of all neurons @param {Message | null} exact values of this very step
+ * @param {string} wanted @returns {{ name: string, values: Numbers | undefined, dead: Numbers | undefined }}
+ */
+export function focusValues(own, exact, wanted) {
+  const name = own?.arrays[wanted] ? wanted : own?.header.names[0] ?? wanted;
+  const values = own?.arrays[name]?.values.slice();
+  if (values && exact && name === wanted) {
+    const columns = exact.arrays.steps.shape[0];
+    exact.arrays.neurons.values.forEach((neuron, row) => {
+      const value = exact.arrays.values.values[row * columns];
+      if (columns && (Number.isFinite(value) || exact.arrays.nonfinite.values[row * columns])) values[neuron] = value;
+    });
+  }
+  return { name, values, dead: own?.arrays.dead?.values };
+}
+
+/** @param {{ message: Message, own: Message | null, exact: Message | null, direction: string, neuron: number | null }} props */
+function Columns({ message, own, exact, direction, neuron }) {
   const host = useRef(/** @type {HTMLElement | null} */ (null));
   const [width, height] = useSize(host);
   const [chosen, setChosen] = useState(/** @type {Record<string, string>} */ ({}));
   const all = useMemo(() => readColumns(message, direction), [message, direction]);
+  const wanted = `${quantity.value}.${statistic.value}`;
+  const focus = useMemo(() => focusValues(own, exact, wanted), [own, exact, wanted]);
   const shown = ["source", "focus", "target"].map((role) => {
     const options = all.filter((column) => column.role === role);
     return { role, options, column: options.find((column) => column.layer === chosen[role]) ?? options.find((column) => !column.reason) ?? options[0] };
@@ -95,7 +121,7 @@ function Columns({ message, own, direction, neuron }) {
         onChange=${(/** @type {string} */ name) => setChosen({ ...chosen, [role]: name })} />`)}
     </div>
     <div class="cells" ref=${host}>
-      ${width > 60 && height > 40 && html`<${Drawing} columns=${shown.map(({ column }) => column)} own=${own} neuron=${neuron} width=${width} height=${height} />`}
+      ${width > 60 && height > 40 && html`<${Drawing} columns=${shown.map(({ column }) => column)} focus=${focus} neuron=${neuron} width=${width} height=${height} />`}
     </div>
   </div>`;
 }
@@ -110,7 +136,7 @@ function Head({ role, column, options, onChange }) {
       ? html`<select aria-label="${label} layer" value=${column.layer} onChange=${(/** @type {any} */ event) => onChange(event.currentTarget.value)}>
           ${options.map((option) => html`<option key=${option.layer} value=${option.layer} selected=${option === column}>${option.layer}</option>`)}
         </select>`
-      : html`<code>${shorten(column.layer, 20)}</code>`}
+      : html`<${Name} name=${column.layer} />`}
     <small>${column.neurons > MAX_CELLS ? `${formatInteger(MAX_CELLS)} of ` : ""}${formatInteger(column.neurons)}</small>
   </div>`;
 }
@@ -147,13 +173,12 @@ export function unusualness(values) {
   return Float32Array.from(values, (value) => (Number.isFinite(value) ? Math.abs(value - middle) / spread : NaN));
 }
 
-/** @param {{ columns: (Column | undefined)[], own: Message | null, neuron: number | null, width: number, height: number }} props */
-function Drawing({ columns, own, neuron, width, height }) {
+/** @typedef {ReturnType<typeof focusValues>} FocusValues */
+
+/** @param {{ columns: (Column | undefined)[], focus: FocusValues, neuron: number | null, width: number, height: number }} props */
+function Drawing({ columns, focus: { name, values, dead }, neuron, width, height }) {
   const [pointed, setPointed] = useState(/** @type {DOMStringMap | null} */ (null));
   const colors = THEMES[theme.value];
-  const wanted = `${quantity.value}.${statistic.value}`;
-  const name = own?.arrays[wanted] ? wanted : own?.header.names[0] ?? wanted; // a layer without weights shows its activation
-  const values = own?.arrays[name]?.values;
   const gap = Math.max(36, width * 0.11);
   const columnWidth = (width - 2 * gap) / 3;
   const placed = useMemo(
@@ -202,7 +227,7 @@ function Drawing({ columns, own, neuron, width, height }) {
     const reason = item ? item.column.reason : i === 0 ? "No recorded layer before this one." : "No recorded layer after this one.";
     return reason && html`<p key=${i} class="no-matrix" style=${{ left: `${i * (columnWidth + gap)}px`, width: `${columnWidth}px` }}>${reason}</p>`;
   })}
-  ${hovered && html`<${Tip} hovered=${hovered} own=${own} name=${name} width=${width} />`}`;
+  ${hovered && html`<${Tip} hovered=${hovered} name=${name} value=${values?.[hovered.cell.neuron]} isDead=${dead?.[hovered.cell.neuron]} width=${width} />`}`;
 }
 
 /** @param {{ cell: Cell, className: string }} props */
@@ -233,11 +258,11 @@ function Edges({ placed, focus, hovered }) {
   });
 }
 
-/** Raw and scaled numbers of the neuron under the pointer. @param {{ hovered: { column: Column, cell: Cell }, own: Message | null, name: string, width: number }} props */
-function Tip({ hovered: { column, cell }, own, name, width }) {
+/** Raw and scaled numbers of the neuron under the pointer. @param {{ hovered: { column: Column, cell: Cell }, name: string, value: number | undefined, isDead: number | undefined, width: number }} props */
+function Tip({ hovered: { column, cell }, name, value, isDead, width }) {
   const { neuron } = cell;
   const lines = column.role === "focus"
-    ? [`${words(name.replace(".", " "))} ${formatValue(own?.arrays[name]?.values[neuron] ?? NaN)}`, own?.arrays.dead?.values[neuron] ? "dead: exactly zero" : ""]
+    ? [`${words(name.replace(".", " "))} ${formatValue(value ?? NaN)}`, isDead ? "dead: exactly zero" : ""]
     : column.raw && column.scaled ? [`${formatScaled(column.scaled[neuron])} scaled`, `${formatValue(column.raw[neuron])} raw`] : [];
   const isRight = cell.x > width / 2;
   const style = { top: `${Math.max(0, cell.y - 8)}px`, [isRight ? "right" : "left"]: `${isRight ? width - cell.x + 10 : cell.x + cell.size + 10}px` };

@@ -84,12 +84,17 @@ export function ModelNode({ box, place, isOpen, minis, state, focusable, worst, 
     ${kind === "group" && !isOpen ? html`<path class="behind" d=${outline(box, width, height)} transform="translate(4 4)" />` : null}
     <path class="shape" d=${outline(box, width, height)} />
     <path class="symbol" d=${symbol(box)} transform="translate(${isCard ? 7 : 9} 4)" />
-    <text aria-hidden="true" class="label" x=${isCard ? 24 : 25} y="14">${isCard ? shorten(box.label, isOpen ? 40 : 15) : pillText(box)}</text>
+    ${isOpen ? null : html`<text aria-hidden="true" class="label" x=${isCard ? 24 : 25} y="14">${isCard ? shorten(box.label, 15) : pillText(box)}</text>`}
     ${kind === "layer" ? html`<text aria-hidden="true" class="type" x=${width - 8} y="14" text-anchor="end">${layerType(box)}</text>` : null}
     ${kind === "group" ? html`<text aria-hidden="true" class="type" x=${width - 8} y="14" text-anchor="end">${isOpen ? "–" : `${box.size} +`}</text>` : null}
     ${isCard && !isOpen ? html`<${MiniChart} minis=${minis} width=${width - 2 * MINI.left} />` : null}
     ${worst && !isOpen ? html`<text aria-hidden="true" class="badge ${worst.severity}" x=${width - 1} y="4" text-anchor="middle">${findingMark(worst)}</text>` : null}
   </g>`;
+}
+
+/** An open group's name: apart from its box, so that edges run between the two. @param {{ box: Box, place: Placed }} props */
+export function Heading({ box, place }) {
+  return html`<text class="heading" aria-hidden="true" x=${place.x + 24} y=${place.y + 14}>${shorten(box.label, Math.floor((place.width - 40) / 6.5))}</text>`;
 }
 
 /** A layer's type, left out where the name fills the row. @param {Box} box */

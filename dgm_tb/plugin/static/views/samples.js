@@ -3,7 +3,7 @@
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/vendor.js";
 import { getArrays } from "../api.js";
 import { THEMES, contributionScale, rgb } from "../color.js";
-import { formatStep, formatValue, shorten } from "../format.js";
+import { formatStep, formatValue, leafName } from "../format.js";
 import { theme } from "../host.js";
 import { detail, findings, layer, revision, sampleFinding, select, selection } from "../store.js";
 import { Loaded, Note, Panel, Switch, useResource } from "../ui.js";
@@ -22,7 +22,7 @@ export function Samples() {
   const finding = sampleFinding.value;
   const run = detail.value;
   const [range, setRange] = useState("shared");
-  const [overlay, setOverlay] = useState(true);
+  const [overlay, setOverlay] = useState(false);
   const query = { run: run?.run, finding: finding?.id };
   const key = run && finding ? JSON.stringify(query) : null;
   const resource = useResource(key, revision.value, () => getArrays("samples", query, revision.value));
@@ -31,7 +31,7 @@ export function Samples() {
     ${hasRelevance ? html`<label class="check"><input type="checkbox" checked=${overlay} onChange=${() => setOverlay(!overlay)} />relevance</label>` : null}
     <span class="hint">range</span><${Switch} label="value range" value=${range} options=${SCALES} onChange=${setRange} />`;
   return html`<${Panel} name="Samples" className="area-samples" tools=${tools}
-    footer=${resource.value && !resource.error ? html`<${Relevance} message=${resource.value} />` : null}
+    footer=${resource.value && !resource.error ? html`<${Caption} message=${resource.value} overlay=${overlay} />` : null}
   >
     ${finding
       ? html`<${Loaded} resource=${resource} rows=${4}>
@@ -41,13 +41,13 @@ export function Samples() {
   <//>`;
 }
 
-/** What the relevance map explains. @param {{ message: Message }} props */
-function Relevance({ message }) {
+/** What the map or the numbers under the images mean. @param {{ message: Message, overlay: boolean }} props */
+function Caption({ message, overlay }) {
   const [map] = message.header.relevance;
   const at = `step ${formatStep(message.header.step)}`;
-  const strength = message.header.layers.includes(layer.value?.name) ? html`<span>|a|: largest |activation| in <code>${shorten(layer.value?.name ?? "", 18)}</code></span>` : null;
-  if (!map) return html`<span>${at} · no relevance map was recorded</span>${strength}`;
-  return html`<span>${at} · relevance for <code>${shorten(map.target, 20)}</code> #${map.neuron}</span>${strength}`;
+  const name = layer.value?.name ?? "";
+  if (overlay && map) return html`<span>${at} · what drove <code>${leafName(map.target)}</code> #${map.neuron}: blue for, orange against</span>`;
+  return html`<span>${at}${message.header.layers.includes(name) ? html` · |a|: largest |activation| in <code>${leafName(name)}</code>` : ""}</span>`;
 }
 
 /** Rows, columns and channels to draw an input with. @param {string} axes @param {number[]} shape of `inputs` @returns {Shape} */
@@ -177,7 +177,7 @@ function Card({ example, values, shape, range, strength, map }) {
       ${example.label === null ? null : html`<small>label ${example.label}</small>`}
       <small>${formatValue(low)} … ${formatValue(high)}</small>
       ${bad ? html`<small class="bad">▲ ${bad} not finite</small>` : null}
-      ${strength === null ? null : html`<small title="largest |activation| of the example in ${layer.value?.name}">|a| <b class=${example.role === "abnormal" ? "bad" : ""}>${formatValue(strength)}</b></small>`}
+      ${strength === null ? null : html`<small title="largest |activation| of the example in ${layer.value?.name}">|a| <b class=${example.role === "abnormal" ? "bad" : ""}>${formatValue(Number(strength.toPrecision(2)))}</b></small>`}
     </span>
   </button>`;
 }
