@@ -12,12 +12,14 @@ PAGE = Path(__file__).with_name("records.md")
 
 HEAD = f"""# Records
 
-Written by `docs/write_records.py` from `dgm_tb/records.py`; change that, then run `make docs`.
+Written by `docs/write_records.py` from `dgm_tb/records.py` and `dgm_tb/graph.py`; change those, then run `make docs`.
 
 A recording is a folder `<run>/plugins/{records.PLUGIN_NAME}/<recording>/` of segments `000000{records.SEGMENT_SUFFIX}`,
-`000001{records.SEGMENT_SUFFIX}`, ... in TFRecord framing (`dgm_tb/framing.py`). Each record is a `tensorboard` `Event`: its JSON
-body is the plugin data of the first summary value, each array the tensor of one further value. Schema version: {records.SCHEMA_VERSION}.
-Every version ever released stays readable. Non-finite numbers in a body are the strings "NaN", "Infinity" and "-Infinity".
+`000001{records.SEGMENT_SUFFIX}`, ... in TFRecord framing (`dgm_tb/framing.py`). Each record is a `tensorboard` `Event`:
+its JSON body is the plugin data of the first summary value, each array the tensor of one further value. Non-finite
+numbers in a body are the strings "NaN", "Infinity" and "-Infinity".
+
+Schema version: {records.SCHEMA_VERSION}. Every version ever released stays readable.
 """
 
 
