@@ -1,10 +1,11 @@
 """One recording on disk: an index of its records in memory, their arrays read when asked for."""
 
-import math
 import os
+import re
 import threading
-from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -12,121 +13,69 @@ import numpy as np
 
 from dgm_tb.errors import RecordError
 from dgm_tb.graph import Graph
-from dgm_tb.plugin.layout import ArrayPlace, Head, check_axes, load_body, read_head
+from dgm_tb.plugin.cache import CACHE, Array, Arrays
+from dgm_tb.plugin.entry import Entry, opened
+from dgm_tb.plugin.layout import ArrayPlace, Head, HeadReader, check_axes, load_body
+from dgm_tb.plugin.rows import checked_graph
 from dgm_tb.plugin.segments import Gap, Segment
 from dgm_tb.records import KINDS, SEGMENT_SUFFIX
 
-Array = np.ndarray[Any, np.dtype[Any]]
-
 MAX_KEPT_BODY = 4096
-CACHE_BYTES = 128 << 20
+MAX_ENTRIES = 1_000_000
+"""Records indexed per recording: a hostile file of tiny records must not fill the memory."""
 
+VARIANTS: dict[str, tuple[str, ...]] = {
+    "loss": ("names",),
+    "layer_statistics": ("quantity",),
+    "dynamics": ("quantity",),
+    "polylines": ("quantity", "statistic"),
+    "contribution": ("target", "direction", "samples", "columns"),
+    "samples": ("finding",),
+    "relevance": ("finding",),
+}
+"""Kind -> keys of its body by which its records are looked up."""
 
-@dataclass(frozen=True)
-class Entry:
-    """One record in the index.
-
-    Attributes:
-        kind: A key of ``records.KINDS``.
-        first_step: First step it tells of.
-        last_step: Last one.
-        wall_time: Seconds since 1970.
-        path: Its segment.
-        offset: Where its payload begins.
-        length: Bytes of the payload.
-        arrays: Array name -> where it is.
-        scalars: The short texts and the numbers of its body.
-        kept: Its whole body, if it is small.
-    """
-
-    kind: str
-    first_step: int
-    last_step: int
-    wall_time: float
-    path: Path
-    offset: int
-    length: int
-    arrays: dict[str, ArrayPlace]
-    scalars: dict[str, Any]
-    kept: dict[str, Any] | None = None
-
-    @property
-    def body(self) -> dict[str, Any]:
-        """The body, read again from disk if it is large."""
-        if self.kept is not None:
-            return self.kept
-        return read_head(_pread(self.path, self.offset, self.length)).body()
-
-    def n_rows(self, name: str) -> int:
-        """Length of the first axis of an array; 0 if the record has none of that name."""
-        place = self.arrays.get(name)
-        return place.shape[0] if place is not None and place.shape else 0
-
-    def read(self, name: str, first: int = 0, stop: int | None = None) -> Array:
-        """An array of the record, or its rows ``first`` to ``stop - 1``; the bytes come straight from the file.
-
-        Raises:
-            RecordError: If the record has no such array, or the file has shrunk.
-        """
-        place = self.arrays.get(name)
-        if place is None:
-            raise RecordError(f"the {self.kind} record of step {self.last_step} has no array {name!r}")
-        rows = place.shape[0] if place.shape else 1
-        stop = rows if stop is None else min(stop, rows)
-        first = min(first, stop)
-        return _CACHE.get((str(self.path), self.offset, name, first, stop), lambda: self._read(place, first, stop))
-
-    def _read(self, place: ArrayPlace, first: int, stop: int) -> Array:
-        row_bytes = math.prod(place.shape[1:]) * place.dtype.itemsize
-        wanted = (stop - first) * row_bytes if place.shape else place.nbytes
-        content = _pread(self.path, self.offset + place.offset + first * row_bytes, wanted)
-        if len(content) != wanted:
-            raise RecordError(f"{self.path.name} has shrunk: {wanted} bytes wanted, {len(content)} came")
-        shape = (stop - first, *place.shape[1:]) if place.shape else ()
-        return np.frombuffer(content, place.dtype).reshape(shape)
-
-
-class _Cache:
-    """Arrays read lately, up to ``CACHE_BYTES``."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._arrays: OrderedDict[Any, Array] = OrderedDict()
-        self._n_bytes = 0
-
-    def get(self, key: Any, load: Any) -> Array:
-        with self._lock:
-            if key in self._arrays:
-                self._arrays.move_to_end(key)
-                return self._arrays[key]
-        array: Array = load()
-        with self._lock:
-            if key not in self._arrays and array.nbytes <= CACHE_BYTES // 4:
-                self._arrays[key] = array
-                self._n_bytes += array.nbytes
-            while self._n_bytes > CACHE_BYTES:
-                _, dropped = self._arrays.popitem(last=False)
-                self._n_bytes -= dropped.nbytes
-        return array
-
-    def clear(self) -> None:
-        with self._lock:
-            self._arrays.clear()
-            self._n_bytes = 0
-
-
-_CACHE = _Cache()
+_FIRST_STEP = re.compile(rb'^\{"version":\d+,"first_step":(\d+),')
+_MAX_BODIES = 4096
+_serial = count()
 
 
 @dataclass
-class _State:
-    """What the index knows; replaced as a whole when a file turns out to be another one."""
+class _Index:
+    """What is known of the records."""
 
-    segments: dict[str, Segment] = field(default_factory=dict)
-    entries: dict[str, list[Entry]] = field(default_factory=dict)
+    by_kind: dict[str, list[Entry]] = field(default_factory=dict)
+    by_variant: dict[tuple[Hashable, ...], list[Entry]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
-    bad: list[tuple[str, Gap, int | None]] = field(default_factory=list)
+    bad: list[tuple[Path, Gap, int | None]] = field(default_factory=list)
+    n_entries: int = 0
     n_bytes: int = 0
+
+    def add(self, entry: Entry, variant: tuple[Hashable, ...]) -> None:
+        self.by_kind.setdefault(entry.kind, []).append(entry)
+        if variant:
+            self.by_variant.setdefault((entry.kind, *variant), []).append(entry)
+        self.n_entries += 1
+
+    def forget(self, path: Path) -> None:
+        """Drop all records of one segment."""
+        for table in (self.by_kind, self.by_variant):
+            for key, entries in table.items():
+                table[key] = [entry for entry in entries if entry.path != path]  # type: ignore[index]
+        self.bad = [item for item in self.bad if item[0] != path]
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Which entries were joined: their number and the last one's serial."""
+
+    change: int
+    n_entries: int
+    serial: int
+
+    def is_beginning_of(self, entries: list[Entry], change: int) -> bool:
+        n = self.n_entries
+        return self.change == change and 0 < n <= len(entries) and entries[n - 1].serial == self.serial
 
 
 class Recording:
@@ -139,8 +88,15 @@ class Recording:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._lock = threading.Lock()
-        self._state = _State()
+        self._segments: dict[str, Segment] = {}
+        self._index = _Index()
+        self._heads = HeadReader()
+        self._bodies: dict[tuple[str, bytes], Mapping[str, Any]] = {}
+        self._arrays: dict[tuple[ArrayPlace, ...], Mapping[str, ArrayPlace]] = {}
         self._graph: tuple[Entry, Graph] | None = None
+        self._change = 0
+
+    # -- following the files -------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
         """Index what has been appended since."""
@@ -149,17 +105,130 @@ class Recording:
                 names = sorted(name for name in os.listdir(self.folder) if name.endswith(SEGMENT_SUFFIX))
             except OSError:
                 return
-            if any(segment.was_replaced() for segment in self._state.segments.values()):
-                _CACHE.clear()
-                self._state, self._graph = _State(), None
+            for name, segment in list(self._segments.items()):
+                if segment.was_replaced():
+                    self._index.forget(segment.path)
+                    del self._segments[name]
+                    self._change += 1
             for number, name in enumerate(names):
-                segment = self._state.segments.setdefault(name, Segment(self.folder / name))
-                self._follow(segment, is_sealed=number + 1 < len(names))
+                segment = self._segments.setdefault(name, Segment(self.folder / name))
+                for payload in segment.read(is_sealed=number + 1 < len(names)):
+                    self._take_in(segment, payload.offset, payload.content)
+
+    def _take_in(self, segment: Segment, offset: int, payload: bytes) -> None:
+        index = self._index
+        index.n_bytes += len(payload)
+        if index.n_entries >= MAX_ENTRIES:
+            index.unknown["(too many records)"] = index.unknown.get("(too many records)", 0) + 1
+            return
+        try:
+            head = self._heads.read(payload)
+            if head.kind not in KINDS:
+                index.unknown[head.kind[:40]] = index.unknown.get(head.kind[:40], 0) + 1
+                return
+            entry, variant = self._entry(segment.path, offset, len(payload), head)
+        except RecordError as error:
+            after = max((found[-1].last_step for found in index.by_kind.values() if found), default=None)
+            if len(index.bad) < MAX_KEPT_BODY:
+                index.bad.append((segment.path, Gap(offset, len(payload), str(error)[:200]), after))
+            return
+        index.add(entry, variant)
+
+    def _entry(self, path: Path, offset: int, length: int, head: Head) -> tuple[Entry, tuple[Hashable, ...]]:
+        body, first_step = self._body(head)
+        if not isinstance(first_step, int):
+            raise RecordError(f"first_step of a {head.kind} record is a whole number; got {str(first_step)[:40]!r}")
+        arrays = self._arrays.get(head.arrays)
+        if arrays is None:
+            check_axes(head.kind, head.arrays)
+            arrays = {place.name: place for place in head.arrays}
+            if len(self._arrays) < _MAX_BODIES:
+                self._arrays[head.arrays] = arrays
+        variant = tuple(_hashable(head.kind, key, body.get(key)) for key in VARIANTS.get(head.kind, ()))
+        kept = body if len(head.content) <= MAX_KEPT_BODY else None
+        entry = Entry(
+            kind=head.kind,
+            first_step=min(first_step, head.last_step),
+            last_step=head.last_step,
+            wall_time=head.wall_time,
+            path=path,
+            offset=offset,
+            length=length,
+            base=head.base,
+            arrays=arrays,
+            serial=next(_serial),
+            kept=kept,
+        )
+        return entry, variant
+
+    def _body(self, head: Head) -> tuple[Mapping[str, Any], Any]:
+        """Body and first step. Bodies that differ in nothing else are decoded and kept once."""
+        match = _FIRST_STEP.match(head.content)
+        key = (head.kind, head.content[match.end() :]) if match else (head.kind, head.content)
+        body = self._bodies.get(key)
+        if match and body is not None:
+            return body, int(match[1])
+        body = load_body(head.kind, head.content)
+        first_step = body.pop("first_step", head.last_step)
+        missing = [name for name in KINDS[head.kind].body if name not in body]
+        if missing:
+            raise RecordError(f"a {head.kind} record without {', '.join(missing)}")
+        if match and len(head.content) <= MAX_KEPT_BODY and len(self._bodies) < _MAX_BODIES:
+            self._bodies[key] = body
+        return body, first_step
+
+    # -- looking up ----------------------------------------------------------------------------------------------------
 
     def entries(self, kind: str, **wanted: Any) -> list[Entry]:
-        """Records of a kind in the order written, whose body has the wanted texts and numbers."""
-        found = self._state.entries.get(kind, [])[:]
-        return [entry for entry in found if all(entry.scalars.get(key) == value for key, value in wanted.items())]
+        """Records of a kind in the order written, whose body has the wanted values of the keys in ``VARIANTS``."""
+        if not wanted:
+            return self._index.by_kind.get(kind, [])[:]
+        keys = VARIANTS[kind]
+        if len(wanted) == len(keys):
+            return self._index.by_variant.get((kind, *(wanted[key] for key in keys)), [])[:]
+        pairs = [(keys.index(key) + 1, value) for key, value in wanted.items()]
+        tables = [
+            found
+            for variant, found in list(self._index.by_variant.items())
+            if variant[0] == kind and all(variant[place] == value for place, value in pairs)
+        ]
+        return sorted((entry for found in tables for entry in found), key=lambda entry: entry.serial)
+
+    def variants(self, kind: str) -> list[tuple[Any, ...]]:
+        """Values of the keys in ``VARIANTS[kind]`` that there are records of, in the order first written."""
+        return [variant[1:] for variant, found in list(self._index.by_variant.items()) if variant[0] == kind and found]
+
+    def joined(self, name: Hashable, entries: list[Entry], read: Callable[[Entry, int], Arrays]) -> Arrays:
+        """What ``read`` takes from each entry, joined along the first axis; kept, and extended as the recording grows.
+
+        Args:
+            name: What is read; with the recording, the key under which it is kept.
+            entries: All of one lookup.
+            read: From an entry and its open segment to arrays, the same number each time; trailing axes may grow.
+                An entry whose bytes can't be read any more is left out.
+        """
+        key = id(self), self.folder, name
+        known = CACHE.get(key)
+        state = _Joined(self._change, len(entries), entries[-1].serial if entries else -1)
+        n_known = 0
+        parts: list[Arrays] = []
+        if known is not None and isinstance(known[0], _Joined):
+            if known[0] == state:
+                return known[1]
+            if known[0].is_beginning_of(entries, self._change):
+                n_known = known[0].n_entries
+                parts = [known[1]] if known[1] else []
+        for path, group in _by_path(entries[n_known:]):
+            try:
+                with opened(path) as file:
+                    parts += [found for entry in group if (found := _try(read, entry, file))]
+            except RecordError:
+                continue
+        arrays = tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
+        CACHE.put(key, state, arrays)
+        return arrays
+
+    # -- facts ---------------------------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
@@ -167,7 +236,7 @@ class Recording:
         return self.folder.name
 
     @property
-    def facts(self) -> dict[str, Any]:
+    def facts(self) -> Mapping[str, Any]:
         """Body of its ``recording`` record; empty if that is lost."""
         found = self.entries("recording")
         return found[0].body if found else {}
@@ -175,100 +244,122 @@ class Recording:
     @property
     def started(self) -> float:
         """When it began, in seconds since 1970."""
-        found = self.entries("recording")
+        found = self.entries("recording") or self.entries("loss")
         started = self.facts.get("started", found[0].wall_time if found else 0.0)
         return float(started) if isinstance(started, (int, float)) else 0.0
 
     @property
     def resume_step(self) -> int:
         """Its first step; it supersedes earlier recordings from there."""
-        step = self.facts.get("resume_step", 0)
-        return step if isinstance(step, int) else 0
+        step = self.facts.get("resume_step")
+        if isinstance(step, int):
+            return step
+        return min((e.first_step for e in self.entries("loss")[:1]), default=0)
+
+    @property
+    def rank(self) -> int:
+        """Of the process that wrote it."""
+        rank = self.facts.get("rank", 0)
+        return rank if isinstance(rank, int) else 0
+
+    @property
+    def window_steps(self) -> int:
+        """Steps per window of the dynamics."""
+        steps = self.facts.get("window_steps", 1)
+        return steps if isinstance(steps, int) and steps > 0 else 1
+
+    @property
+    def steps(self) -> tuple[int, int] | None:
+        """First and last step with a loss or a statistic; None if there is none."""
+        found = [entries for kind in ("loss", "layer_statistics") if (entries := self.entries(kind))]
+        if not found:
+            return None
+        return min(entries[0].first_step for entries in found), max(entries[-1].last_step for entries in found)
 
     @property
     def graph(self) -> Graph:
-        """Its newest graph; an empty one if none is recorded."""
-        found = self.entries("graph")
-        if not found:
-            return Graph()
-        if self._graph is None or self._graph[0] is not found[-1]:
-            self._graph = found[-1], Graph.from_json(found[-1].body)
-        return self._graph[1]
+        """Its newest readable graph; an empty one if none is recorded."""
+        for entry in reversed(self.entries("graph")):
+            if self._graph is not None and self._graph[0] is entry:
+                return self._graph[1]
+            try:
+                self._graph = entry, checked_graph(Graph.from_json(entry.body))
+            except RecordError:
+                continue
+            return self._graph[1]
+        return Graph()
 
     @property
     def gaps(self) -> list[dict[str, Any]]:
         """Bytes that could not be read."""
-        state = self._state
-        found = [(name, gap, None) for name, segment in state.segments.items() for gap in segment.gaps] + state.bad[:]
+        found = [(s.path, gap, self._step_before(s.path, gap)) for s in list(self._segments.values()) for gap in s.gaps]
         return [
             {
                 "recording": self.name,
-                "segment": name,
+                "segment": path.name,
                 "offset": gap.offset,
                 "bytes": gap.n_bytes,
                 "reason": gap.reason,
                 "after_step": after,
             }
-            for name, gap, after in found
+            for path, gap, after in found + self._index.bad[:]
         ]
 
     @property
     def unknown_kinds(self) -> dict[str, int]:
         """Kinds of a newer version, and how many records of them were skipped."""
-        return dict(self._state.unknown)
+        return dict(self._index.unknown)
 
     @property
     def revision(self) -> int:
-        """Grows whenever something new was indexed."""
-        return self._state.n_bytes
+        """Changes whenever something new was indexed."""
+        return self._index.n_bytes + self._change
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by kind of record."""
-        return {kind: sum(entry.length for entry in found) for kind, found in self._state.entries.items()}
+        return {kind: sum(entry.length for entry in found) for kind, found in self._index.by_kind.items()}
 
-    def _follow(self, segment: Segment, *, is_sealed: bool) -> None:
-        state = self._state
-        for payload in segment.read(is_sealed=is_sealed):
-            state.n_bytes += len(payload.content)
-            try:
-                head = read_head(payload.content)
-                if head.kind not in KINDS:
-                    state.unknown[head.kind[:40]] = state.unknown.get(head.kind[:40], 0) + 1
-                    continue
-                entry = _entry(segment.path, payload.offset, len(payload.content), head)
-            except RecordError as error:
-                gap = Gap(payload.offset, len(payload.content), str(error)[:200])
-                after = max((found[-1].last_step for found in state.entries.values() if found), default=None)
-                state.bad.append((segment.path.name, gap, after))
-                continue
-            state.entries.setdefault(entry.kind, []).append(entry)
+    def _step_before(self, path: Path, gap: Gap) -> int | None:
+        known = (e for found in list(self._index.by_kind.values()) for e in found if e.path == path)
+        before = max((e for e in known if e.offset < gap.offset), key=lambda e: e.offset, default=None)
+        return before.last_step if before is not None else None
 
 
-def _entry(path: Path, offset: int, length: int, head: Head) -> Entry:
-    check_axes(head.kind, head.arrays)
-    body = load_body(head.kind, head.content)
-    missing = [key for key in KINDS[head.kind].body if key not in body]
-    if missing:
-        raise RecordError(f"a {head.kind} record without {', '.join(missing)}")
-    first_step = body.get("first_step", head.last_step)
-    if not isinstance(first_step, int):
-        raise RecordError(f"first_step of a {head.kind} record is a whole number; got {str(first_step)[:40]!r}")
-    arrays = {place.name: place for place in head.arrays}
-    scalars = {k: v for k, v in body.items() if isinstance(v, (int, float)) or (isinstance(v, str) and len(v) < 300)}
-    kept = body if len(head.content) <= MAX_KEPT_BODY else None
-    return Entry(head.kind, first_step, head.last_step, head.wall_time, path, offset, length, arrays, scalars, kept)
+def concatenated(parts: tuple[Array, ...]) -> Array:
+    """Arrays joined along the first axis; where trailing axes differ, filled up with NaN (0 for whole numbers)."""
+    if len({part.shape[1:] for part in parts}) > 1:
+        shape = tuple(map(max, zip(*(part.shape[1:] for part in parts), strict=True)))
+        parts = tuple(_padded(part, shape) for part in parts)
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
-def _pread(path: Path, offset: int, length: int) -> bytes:
+def _padded(part: Array, shape: tuple[int, ...]) -> Array:
+    fill = np.nan if part.dtype.kind == "f" else 0
+    widths = [(0, 0), *((0, wanted - size) for wanted, size in zip(shape, part.shape[1:], strict=True))]
+    return np.pad(part, widths, constant_values=fill)
+
+
+def _hashable(kind: str, key: str, value: Any) -> Hashable:
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        return tuple(value)
+    if value is None or isinstance(value, str):
+        return value
+    raise RecordError(f"{key} of a {kind} record is a text; got {str(value)[:40]!r}")
+
+
+def _by_path(entries: list[Entry]) -> Iterator[tuple[Path, list[Entry]]]:
+    group: list[Entry] = []
+    for entry in entries:
+        if group and group[0].path is not entry.path:
+            yield group[0].path, group
+            group = []
+        group.append(entry)
+    if group:
+        yield group[0].path, group
+
+
+def _try(read: Callable[[Entry, int], Arrays], entry: Entry, file: int) -> Arrays | None:
     try:
-        file = os.open(path, os.O_RDONLY)
-    except OSError as error:
-        raise RecordError(f"{path.name} can't be read: {error.strerror}") from error
-    try:
-        parts, missing = [], length
-        while missing and (part := os.pread(file, missing, offset)):
-            parts.append(part)
-            offset, missing = offset + len(part), missing - len(part)
-        return b"".join(parts)
-    finally:
-        os.close(file)
+        return read(entry, file)
+    except (RecordError, ValueError, IndexError):
+        return None

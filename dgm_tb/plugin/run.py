@@ -11,7 +11,8 @@ from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
 from dgm_tb.graph import Graph, Link
 from dgm_tb.plugin.discovery import find_runs, recordings_in
-from dgm_tb.plugin.recording import Entry, Recording
+from dgm_tb.plugin.entry import Entry
+from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import aggregate_columns, fill_from_windows, neuron_span, row_number, statistic_names
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.records import STATISTICS, Finding, severity_order
