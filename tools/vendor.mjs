@@ -6,7 +6,7 @@ import { fileURLToPath } from "node:url";
 import { build } from "esbuild";
 
 const root = dirname(dirname(fileURLToPath(import.meta.url)));
-const target = join(root, "dgm_tb/plugin/static/vendor");
+const target = process.argv[2] ?? join(root, "dgm_tb/plugin/static/vendor"); // a test builds elsewhere and compares
 
 const result = await build({
   absWorkingDir: root,
