@@ -1,0 +1,190 @@
+"""What a record must look like to enter the index: a view need not doubt it any more, whoever wrote the file.
+
+``records.KINDS`` says which keys and axes a record has. Here stands what their values may be: types of a body's entries,
+arrays that must not be missing, axes of one name that must be equally long.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dgm_tb.errors import RecordError
+from dgm_tb.plugin.layout import ArrayPlace, Head, check_axes, load_body
+from dgm_tb.records import KINDS
+
+MAX_STEP = 1 << 53
+MAX_DEPTH = 24
+MAX_NEURONS = 1 << 40
+MAX_EMPTY_AXIS = 1 << 24
+
+Check = Callable[[Any], bool]
+
+
+def is_text(value: Any) -> bool:
+    """Whether it is a text."""
+    return isinstance(value, str)
+
+
+def is_step(value: Any) -> bool:
+    """Whether it is a whole number that JavaScript can count to."""
+    return isinstance(value, int) and 0 <= value <= MAX_STEP
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite number."""
+    return isinstance(value, (int, float)) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def is_mapping(value: Any) -> bool:
+    """Whether it is a JSON object."""
+    return isinstance(value, dict)
+
+
+def list_of(check: Check) -> Check:
+    """Whether it is a list of such values."""
+    return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def mapping_of(check: Check) -> Check:
+    """Whether it is a JSON object of such values."""
+    return lambda value: isinstance(value, dict) and all(map(check, value.values()))
+
+
+def optional(check: Check) -> Check:
+    """Whether it is null or such a value."""
+    return lambda value: value is None or check(value)
+
+
+def with_keys(**checks: Check) -> Check:
+    """Whether it is a JSON object whose entries of these names, where present, pass."""
+    return lambda value: (
+        isinstance(value, dict) and all(check(value[key]) for key, check in checks.items() if key in value)
+    )
+
+
+def needs(check: Check, *keys: str) -> Check:
+    """Whether it passes and has these keys."""
+    return lambda value: check(value) and all(key in value for key in keys)
+
+
+def _is_part(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 3 and is_text(value[0]) and all(map(is_step, value[1:]))
+
+
+_texts, _steps = list_of(is_text), list_of(is_step)
+_rows = with_keys(
+    name=is_text, module=is_text, type=is_text, parameter=is_text, neurons=is_step, offset=is_step, shape=_steps
+)
+_finding = with_keys(
+    kind=is_text, severity=is_text, step=is_step, first_step=is_step, last_step=is_step, module=is_text,
+    summary=is_text, modules=_texts, neurons=_steps, samples=_steps, evidence=is_mapping, advice=is_text, run=is_text,
+)  # fmt: skip
+_node = with_keys(id=is_text, kind=is_text, op=is_text, module=is_text, shape=_steps, layer=is_text)
+_edge = with_keys(source=is_text, target=is_text)
+_link = with_keys(source=is_text, target=is_text, kind=is_text, start=is_step, group=is_step)
+
+BODIES: dict[str, dict[str, Check]] = {
+    "recording": {
+        "schema": is_step, "recording": is_text, "options": is_mapping, "versions": is_mapping, "model": is_text,
+        "resume_step": is_step, "started": is_number, "window_steps": is_step,
+    },
+    "graph": {
+        "nodes": list_of(needs(_node, "id", "kind", "op")),
+        "edges": list_of(needs(_edge, "source", "target")),
+        "modules": mapping_of(is_text),
+        "layers": list_of(needs(_rows, "name", "module", "type", "neurons", "offset")),
+        "weights": list_of(needs(_rows, "module", "parameter", "neurons", "offset")),
+        "links": list_of(needs(_link, "source", "target", "kind", "start", "group")),
+        "unrecorded": mapping_of(is_text),
+        "no_contribution": mapping_of(is_text),
+    },
+    "loss": {"names": _texts},
+    "layer_statistics": {"quantity": is_text, "statistics": _texts},
+    "dynamics": {"quantity": is_text, "aggregates": _texts},
+    "polylines": {"quantity": is_text, "statistic": is_text},
+    "samples": {
+        "step": is_step, "examples": list_of(is_mapping), "layers": _texts, "axes": is_text,
+        "finding": optional(is_text),
+    },
+    "contribution": {
+        "step": is_step, "target": is_text, "direction": is_text, "samples": is_text, "columns": is_text,
+        "finding": optional(is_text),
+    },
+    "relevance": {
+        "step": is_step, "target": is_text, "neuron": is_step, "sample": is_step, "layers": list_of(_is_part),
+        "leak": is_mapping, "finding": optional(is_text),
+    },
+    "finding": {"id": is_text, "finding": needs(_finding, "kind", "severity", "step", "first_step", "last_step", "module", "summary")},
+    "ring": {"reason": is_text},
+    "note": {"text": is_text},
+    "end": {"reason": is_text, "last_step": is_step},
+}  # fmt: skip
+"""Kind of record -> entry of its body -> check of its value, where it is there."""
+
+OPTIONAL_ARRAYS = {"relevance": {"input"}, "ring": set(KINDS["ring"].arrays)}
+"""Arrays that a record may lack; all others of its kind it needs."""
+
+WHOLE_NUMBERS = {"steps", "global_steps", "windows", "neurons", "outliers", "present", "indices"}
+"""Arrays of integers, in every kind."""
+
+NAMED_AXES = {
+    ("loss", "losses"): "names",
+    ("layer_statistics", "statistics"): "statistics",
+    ("dynamics", "aggregates"): "aggregates",
+    ("samples", "examples"): "examples",
+    ("samples", "layers"): "layers",
+}
+"""Kind and axis -> list in the body that names the places along it."""
+
+
+def checked_body(head: Head) -> dict[str, Any]:
+    """The body of a record of a known kind.
+
+    Raises:
+        RecordError: If body or arrays are not as the schema says.
+    """
+    if not is_step(head.last_step):
+        raise RecordError(f"a {head.kind} record of step {head.last_step}")
+    check_axes(head.kind, head.arrays)
+    body = load_body(head.kind, head.content)
+    _check_depth(body, MAX_DEPTH)
+    _check_body(head.kind, body)
+    _check_arrays(head.kind, body, {place.name: place for place in head.arrays})
+    first_step = body.setdefault("first_step", head.last_step)
+    if not is_step(first_step) or first_step > head.last_step:
+        raise RecordError(f"a {head.kind} record of steps {str(first_step)[:40]} to {head.last_step}")
+    return body
+
+
+def _check_body(kind: str, body: Mapping[str, Any]) -> None:
+    missing = [key for key in KINDS[kind].body if key not in body]
+    if missing:
+        raise RecordError(f"a {kind} record without {', '.join(missing)}")
+    for key, check in BODIES[kind].items():
+        if key in body and not check(body[key]):
+            raise RecordError(f"a {kind} record whose {key} is of another form: {str(body[key])[:60]!r}")
+
+
+def _check_arrays(kind: str, body: Mapping[str, Any], places: Mapping[str, ArrayPlace]) -> None:
+    lengths = {axis: len(body[key]) for (of, axis), key in NAMED_AXES.items() if of == kind} | {"ends": 2}
+    for name, axes in KINDS[kind].arrays.items():
+        place = places.get(name)
+        if place is None:
+            if name in OPTIONAL_ARRAYS.get(kind, ()):
+                continue
+            raise RecordError(f"a {kind} record without its array {name}")
+        if name in WHOLE_NUMBERS and place.dtype.kind not in "iu":
+            raise RecordError(f"{kind}.{name} holds whole numbers; got {place.dtype}")
+        if not place.nbytes and max(place.shape, default=0) > MAX_EMPTY_AXIS:
+            raise RecordError(f"{kind}.{name} is empty and claims the shape {place.shape}")
+        for axis, length in zip(axes, place.shape, strict=False):
+            if axis != "*" and lengths.setdefault(axis, length) != length:
+                raise RecordError(f"{kind}.{name} has {length} {axis}; {lengths[axis]} were expected")
+
+
+def _check_depth(value: Any, left: int) -> None:
+    if isinstance(value, (dict, list)):
+        if not left:
+            raise RecordError(f"a body nested more than {MAX_DEPTH} deep")
+        for item in value.values() if isinstance(value, dict) else value:
+            _check_depth(item, left - 1)
