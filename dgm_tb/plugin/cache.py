@@ -52,6 +52,12 @@ class Cache:
         self.put(key, state, arrays)
         return arrays
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            self._kept.clear()
+            self.n_bytes = 0
+
     def _drop(self, key: Hashable) -> None:
         _, arrays = self._kept.pop(key, (None, ()))
         self.n_bytes -= _size(arrays)
