@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from dgm_tb.algorithms.detection import OUTLIER_RATIO
 from dgm_tb.callback.attribution import Attribution, relevance_records
@@ -48,20 +49,51 @@ class Inquiry:
         self._is_armed = True
         self._n_findings = 0
 
-    def look_into(self, step: Step) -> None:
-        """Judge one step, before it enters the ring."""
-        if not self._is_finite(step):
+    def look_into(self, step: Step, error: Exception | None = None) -> None:
+        """Judge one step, before it enters the ring.
+
+        Args:
+            step: The step.
+            error: What it raised, perhaps about a NaN that no layer has given yet.
+        """
+        if not self._is_finite(step) or (error is not None and self._gives_nonfinite(step, error)):
             if self._is_armed and self._n_findings < MAX_FINDINGS:
                 self._is_armed = False
                 self._on_nonfinite(step)
             return
         self._is_armed = True
-        if self._recorder.ring.breaks_with_history(step) is not None and self._n_findings < MAX_FINDINGS:
+        if self._n_findings >= MAX_FINDINGS:
+            return
+        if error is not None:
+            self._on_error(step, error)
+            return
+        if self._recorder.ring.breaks_with_history(step) is not None:
             self._on_break(step)
 
     def _is_finite(self, step: Step) -> bool:
         values = [*step.losses.values(), *step.gradient_norms.values()]
         return all(map(math.isfinite, values)) and not step.bad_weights and step.row.is_finite()
+
+    def _gives_nonfinite(self, step: Step, error: Exception) -> bool:
+        if isinstance(error, torch.OutOfMemoryError):
+            return False
+        finder = self._investigator().run_again(step, self._recorder.weights.before, self._recorder.rerun)
+        return finder is not None and finder.origin is not None
+
+    def _on_error(self, step: Step, error: Exception) -> None:
+        """A step of finite numbers raised: an example may be behind it, as when a variance underflows to zero."""
+        if not isinstance(error, (ValueError, ArithmeticError, AssertionError)):
+            return
+        own, earlier = self._investigator().outlier(step, self._recorder.trace), self._earlier_cause(step)
+        cause = _Suspicion(step, own, "") if own is not None else None
+        if earlier is not None and self._is_innocent(step, own or Verdict(step.step, "outlier"), earlier):
+            cause = earlier
+        if cause is not None:
+            number = cause.finding or self._next_number()
+            finding = outlier_finding(cause.verdict, cause.step, last_step=step.step, did_damage=True)
+            self._recorder.emit(finding, number)
+            if cause.step is step:
+                self._write_evidence(step, cause.verdict, number)
 
     def _on_break(self, step: Step) -> None:
         recorder = self._recorder
@@ -79,11 +111,10 @@ class Inquiry:
         recorder = self._recorder
         verdict = self._investigator().nonfinite(step, recorder.weights.before, recorder.rerun)
         cause, known = step, ""
-        if verdict.everywhere or not verdict.positions:
-            earlier = self._earlier_cause(step)
-            if earlier is not None:
-                cause, known = earlier.step, earlier.finding
-                verdict = _merged(verdict, earlier.verdict)
+        earlier = self._earlier_cause(step)
+        if earlier is not None and self._is_innocent(step, verdict, earlier):
+            cause, known = earlier.step, earlier.finding
+            verdict = _merged(verdict, earlier.verdict)
         number = self._next_number()
         recorder.emit(nonfinite_finding(verdict, step, cause), number)
         if cause is step:
@@ -92,7 +123,26 @@ class Inquiry:
             found = outlier_finding(verdict, cause, last_step=step.step, did_damage=True)
             if float(found.evidence.get("ratio_to_median_example", 0.0)) >= OUTLIER_RATIO:
                 recorder.emit(found, known or self._next_number())
-        recorder.write_ring(f"finding {number}")
+        recorder.ring_is_due_for = f"finding {number}"
+
+    def _is_innocent(self, step: Step, verdict: Verdict, earlier: _Suspicion) -> bool:
+        """Whether an earlier step explains a NaN better than the examples of the step that shows it.
+
+        They are to blame if they are out of line as early in the network as the earlier example, the input first. Else
+        the earlier one is, if it has spoilt the weights: then ordinary examples get extreme answers, too.
+        """
+        own, other = self._rank(verdict), self._rank(earlier.verdict)
+        has_suspects = bool(verdict.positions) and not verdict.everywhere
+        if (has_suspects and own[0] == 0) or own <= other:
+            return False
+        slots = self._recorder.capture.slots
+        return ExampleTable(step, slots).is_spoilt_since(ExampleTable(earlier.step, slots))
+
+    def _rank(self, verdict: Verdict) -> tuple[float, float]:
+        """How early in the network, then how far, an example is out of line; the more suspicious the smaller."""
+        names = ["input", *(slot.name for slot in self._recorder.capture.slots)]
+        name = verdict.evidence.get("first_out_of_line")
+        return names.index(name) if name in names else math.inf, -verdict.evidence.get("ratio_to_median_example", 0.0)
 
     def _earlier_cause(self, step: Step) -> _Suspicion | None:
         """The step in the ring whose batch holds an example out of line, the one under suspicion first."""

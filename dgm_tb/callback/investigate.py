@@ -1,5 +1,6 @@
 """From a step that went wrong to a verdict: the layer, the neurons, the examples and the operation behind it."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -97,12 +98,16 @@ class Investigator:
             rerun: Runs it again; None if that is impossible.
         """
         table = ExampleTable(step, self.slots)
-        can_replay = rerun is not None and bool(weights) and step.before is not None and step.before.is_unchanged()
-        if can_replay and rerun is not None and step.before is not None:
-            finder = find_origin(self.root, self.leaves, step.before, weights, rerun)
-            if finder.origin is not None:
-                return self._from_origin(step, finder, finder.origin, table)
+        finder = self.run_again(step, weights, rerun)
+        if finder is not None and finder.origin is not None:
+            return self._from_origin(step, finder, finder.origin, table)
         return self._from_row(step, table)
+
+    def run_again(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> OriginFinder | None:
+        """Run a step again up to its first NaN or Inf; None if that is impossible. Arguments as of ``nonfinite``."""
+        if rerun is None or not weights or step.before is None or not step.before.is_unchanged():
+            return None
+        return find_origin(self.root, self.leaves, step.before, weights, rerun)
 
     def outlier(self, step: Step, trace: Trace) -> Verdict | None:
         """Find the example behind a step whose loss or gradient broke with its history, all finite.
@@ -183,7 +188,7 @@ class Investigator:
         verdict.neurons = worst_neurons(_extremes(step.row, slot))
         if verdict.positions and (values := table.values(slot)) is not None:
             verdict.evidence["largest_activation"] = float(values[verdict.positions[0]])
-            verdict.evidence["median_activation"] = float(np.median(values[np.isfinite(values)]))
+            verdict.evidence["median_activation"] = _median(values)
         first = table.slot(outliers.layer)
         if first is not None and outliers.positions and first.module != verdict.module:
             verdict.modules.append(first.module)
@@ -311,6 +316,21 @@ class ExampleTable:
         center = float(np.median(finite)) if len(finite) else 0.0
         value = float(values.max()) if position is None else float(values[position])
         return value / max(center, 1e-12)
+
+    def is_spoilt_since(self, earlier: "ExampleTable") -> bool:
+        """Whether ordinary examples get far stronger answers than then: weights were spoilt (or nothing is known)."""
+        pairs = [(values, earlier.values(slot)) for slot, values in self._rows if slot is not None]
+        return not pairs or any(
+            np.median(now) >= OUTLIER_RATIO * max(float(np.median(then)), 1e-12)
+            for now, then in pairs
+            if then is not None and len(then) and len(now)
+        )
+
+
+def _median(values: Array) -> float:
+    """The median of the finite values; Inf if there are none."""
+    finite = values[np.isfinite(values)]
+    return float(np.median(finite)) if len(finite) else math.inf
 
 
 def _common_length(examples: Mapping[int, Tensor]) -> int:

@@ -69,6 +69,7 @@ class Recorder:
         findings: Everything found so far.
         is_broken: Whether an error of ours ended the recording.
         should_stop: Whether a finding asks the training to stop.
+        ring_is_due_for: Why the ring is to be written once the current step is in it, or "".
         step: Number of the current or next step.
     """
 
@@ -80,6 +81,7 @@ class Recorder:
         self.findings: list[Finding] = []
         self.is_broken = False
         self.should_stop = False
+        self.ring_is_due_for = ""
         self.step = int(facts.get("resume_step", 0))
         self.rerun = rerun
         self.capture = Capture(root)
@@ -183,6 +185,9 @@ class Recorder:
             row.raw, row.weights = step.row, self.weights.end(norms).numpy()
         self._windows.add(row)
         self.ring.add(step)
+        if self.ring_is_due_for:
+            self.write_ring(self.ring_is_due_for)
+            self.ring_is_due_for = ""
         self.step += 1
         self._flush_if_due()
         now = time.perf_counter()
@@ -198,7 +203,7 @@ class Recorder:
             step = self._leave_step()
             self._windows.add(Row(self.step, global_step, step.losses))
             if isinstance(error, Exception):
-                self._inquiry.look_into(step)
+                self._inquiry.look_into(step, error)
             self.ring.add(step)
         reason = "exception" if isinstance(error, Exception) else "interrupted"
         self.close(reason, f"{type(error).__name__}: {error}"[:2000])
