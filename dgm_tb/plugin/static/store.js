@@ -105,7 +105,7 @@ export function focusFinding(finding) {
       finding: finding.id,
       step: finding.step,
       layer: finding.layer || selection.peek().layer,
-      neurons: finding.layer ? finding.neurons.slice(0, 12) : [],
+      neurons: finding.layer ? finding.neurons.slice(0, 64) : [],
       sample: finding.samples[0] ?? null,
       quantity: QUANTITY_OF_KIND[finding.kind] ?? "activation",
       statistic: "",

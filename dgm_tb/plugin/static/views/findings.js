@@ -72,5 +72,5 @@ function Evidence({ finding }) {
 function Quiet() {
   const [first, last] = bounds.value;
   const steps = (detail.value?.last_step ?? -1) < 0 ? 0 : last - first + 1;
-  return html`<p class="quiet">Nothing unusual in ${formatStep(steps)} steps. Watched for NaN and Inf in losses, activations and gradients, and for outlying examples.</p>`;
+  return html`<p class="quiet">Nothing unusual in ${formatStep(steps)} steps.</p>`;
 }

@@ -200,9 +200,10 @@ function Drawing({ columns, focus: { name, values, dead }, neuron, width, height
       const [x, y, r] = [cell.x + cell.size / 2, cell.y + cell.size / 2, cell.size * 0.22];
       return html`<rect key=${`${item.column.index} ${cell.neuron}`} data-column=${item.column.index} data-neuron=${cell.neuron}
           x=${cell.x + inset / 2} y=${cell.y + inset / 2} width=${cell.size - inset} height=${cell.size - inset} fill=${fill} />
-        ${value !== undefined && !isKnown && html`<path class="nan" d="M${x} ${y - r}l${r} ${r * 1.8}h${-2 * r}z" />`}`;
+        ${value !== undefined && !isKnown && html`<path class="nan" d="M${x} ${y - r}l${r} ${r * 1.8}h${-2 * r}z" />`}
+        ${item.column.role === "focus" && dead?.[cell.neuron] ? html`<path class="dead" d="M${x - r} ${y - r}l${2 * r} ${2 * r}m0 ${-2 * r}l${-2 * r} ${2 * r}" />` : null}`;
     }));
-  }, [placed, colors, values]);
+  }, [placed, colors, values, dead]);
   const find = (/** @type {DOMStringMap | null} */ data) => {
     const item = placed.find((entry) => entry && String(entry.column.index) === data?.column);
     const cell = item?.cells.find((entry) => String(entry.neuron) === data?.neuron);

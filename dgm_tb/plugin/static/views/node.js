@@ -83,8 +83,7 @@ export function ModelNode({ box, place, isOpen, minis, state, focusable, worst, 
     <title>${tooltip(box, worst, reason)}</title>
     ${kind === "group" && !isOpen ? html`<path class="behind" d=${outline(box, width, height)} transform="translate(4 4)" />` : null}
     <path class="shape" d=${outline(box, width, height)} />
-    <path class="symbol" d=${symbol(box)} transform="translate(${isCard ? 7 : 9} 4)" />
-    ${isOpen ? null : html`<text aria-hidden="true" class="label" x=${isCard ? 24 : 25} y="14">${isCard ? shorten(box.label, 15) : pillText(box)}</text>`}
+    ${isOpen ? null : html`<path class="symbol" d=${symbol(box)} transform="translate(${isCard ? 7 : 9} 4)" /><text aria-hidden="true" class="label" x=${isCard ? 24 : 25} y="14">${isCard ? shorten(box.label, 15) : pillText(box)}</text>`}
     ${kind === "layer" ? html`<text aria-hidden="true" class="type" x=${width - 8} y="14" text-anchor="end">${layerType(box)}</text>` : null}
     ${kind === "group" ? html`<text aria-hidden="true" class="type" x=${width - 8} y="14" text-anchor="end">${isOpen ? "–" : `${box.size} +`}</text>` : null}
     ${isCard && !isOpen ? html`<${MiniChart} minis=${minis} width=${width - 2 * MINI.left} />` : null}
@@ -94,7 +93,11 @@ export function ModelNode({ box, place, isOpen, minis, state, focusable, worst, 
 
 /** An open group's name: apart from its box, so that edges run between the two. @param {{ box: Box, place: Placed }} props */
 export function Heading({ box, place }) {
-  return html`<text class="heading" aria-hidden="true" x=${place.x + 24} y=${place.y + 14}>${shorten(box.label, Math.floor((place.width - 40) / 6.5))}</text>`;
+  return html`<g class="node" transform="translate(${place.x} ${place.y})" aria-hidden="true" pointer-events="none">
+    <rect class="heading-plate" x="5" y="2" width="16" height="15" />
+    <path class="symbol" d=${symbol(box)} transform="translate(7 4)" />
+    <text class="heading" x="24" y="14">${shorten(box.label, Math.floor((place.width - 40) / 6.5))}</text>
+  </g>`;
 }
 
 /** A layer's type, left out where the name fills the row. @param {Box} box */
