@@ -1,121 +1,217 @@
-"""Finding causes in recorded numbers: which example is out of line, and whether a value broke with its history.
+"""Detectors: each looks at a whole recording for one kind of trouble. Pure functions of recorded numbers.
 
-Pure functions over NumPy arrays; every threshold is here, with its reason.
+``DETECTORS`` names them all. A false alarm costs more trust than a miss: every threshold says why healthy trainings
+stay on the other side of it.
 """
 
-import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-MIN_HISTORY = 5
-"""Steps needed before anything is compared with its past: the first steps of a fresh network are all unusual."""
+MIN_STEPS = 48
+"""Fresh networks are given this many steps before anything is said of them."""
 
-OUTLIER_RATIO = 10.0
-"""An example is out of line if some layer answers it ten times as strongly as the batch's median example. Healthy
-image batches stay below 4 (digits and CIFAR-10 through convolutional VAEs and classifiers)."""
+DEAD_SHARE = 0.05
+"""Up to one neuron in twenty may be dead from the start of a healthy layer (an unlucky initial weight)."""
 
-JUMP_RATIO = 50.0
-"""A loss or gradient norm broke with its history at fifty times the largest of the recent steps: GAN oscillation,
-warm-up and spiky losses stay within a factor of ten of theirs."""
+DIED_SHARE = 0.9
+"""A layer that lost nine neurons in ten on the way is beyond the pruning that healthy trainings show (below 60 %)."""
+
+PERFECT_LOSS = 0.02
+"""A discriminator whose loss stays below this tells real from generated without fail; healthy ones stay above 0.2."""
 
 
 @dataclass(frozen=True)
-class Outliers:
-    """Examples of one batch that some layer answers out of line.
+class LayerHistory:
+    """Recorded windows of one layer.
 
     Attributes:
-        positions: Positions in the batch, worst first.
-        ratios: Largest ratio to the batch's median, over the layers, of each of ``positions``.
-        layer: Number of the first layer (in the order given) that is out of line for the worst one.
-        strongest: Number of the layer with the largest ratio for the worst one.
-        normal: The most ordinary example's position.
+        name: Its slot.
+        module: Its module.
+        steps: Last step of each window ``[W]``.
+        low: Smallest activation of every neuron in each window ``[neurons, W]``.
+        high: Largest one.
+        clips: Whether it is a layer that outputs exact zeros by nature (ReLU).
     """
 
-    positions: list[int]
-    ratios: list[float]
-    layer: int
-    strongest: int
-    normal: int
+    name: str
+    module: str
+    steps: Array
+    low: Array
+    high: Array
+    clips: bool
 
 
-def outlying_examples(largest: Array, threshold: float = OUTLIER_RATIO) -> Outliers:
-    """Find the examples that are out of line with their batch.
+@dataclass(frozen=True)
+class History:
+    """What detectors look at.
 
-    Args:
-        largest: Largest ``|value|`` of each layer and example ``[layers, examples]``, layers in data-flow order (the
-            input first, where it is known). Inf marks a non-finite value, NaN an unknown one.
-        threshold: Smallest ratio to the median example that counts.
-
-    Returns:
-        The outliers; none if the batch has fewer than three examples.
+    Attributes:
+        layers: Layers in data-flow order, up to the first non-finite step.
+        losses: Name -> steps and values, likewise.
+        nodes: DAG node id -> its kind and module path.
+        parents: DAG node id -> ids of the nodes it takes its inputs from.
     """
-    n_layers, n_examples = largest.shape
-    if n_layers == 0 or n_examples == 0:
-        return Outliers([], [], 0, 0, 0)
-    ratios = _ratios(largest)
-    worst = ratios.max(0)
-    normal = int(np.argmin(np.where(np.isnan(largest).all(0), np.inf, np.abs(np.log(np.maximum(worst, 1e-30))))))
-    if n_examples < 3:
-        return Outliers([], [], 0, 0, normal)
-    order = [int(n) for n in np.argsort(-worst, kind="stable") if worst[n] >= threshold]
-    if not order:
-        return Outliers([], [], 0, 0, normal)
-    of_worst = ratios[:, order[0]]
-    first = int(np.argmax(of_worst >= threshold))
-    return Outliers(order, [float(worst[n]) for n in order], first, int(np.argmax(of_worst)), normal)
+
+    layers: Sequence[LayerHistory]
+    losses: Mapping[str, tuple[Array, Array]]
+    nodes: Mapping[str, tuple[str, str]]
+    parents: Mapping[str, Sequence[str]]
 
 
-def _ratios(largest: Array) -> Array:
-    """Each value over the median of the other examples of its layer; 0 where unknown, at most 1e30."""
-    known = np.nan_to_num(largest, nan=0.0, posinf=np.inf)
-    finite = np.where(np.isfinite(known), known, np.nan)
-    with np.errstate(all="ignore"):
-        center = np.nanmedian(np.where(np.isnan(finite).all(1, keepdims=True), 0.0, finite), 1)
-        # the median counts the outlier itself in; with three or more examples it is one of the ordinary ones
-        ratios = known / np.maximum(center, 1e-12)[:, None]
-    ratios[center <= 1e-12] = 0.0
-    return np.asarray(np.minimum(np.nan_to_num(ratios, nan=0.0, posinf=1e30), 1e30))
+@dataclass(frozen=True)
+class Detection:
+    """A finding as a detector gives it; fields as in ``records.Finding``."""
+
+    kind: str
+    severity: str
+    step: int
+    first_step: int
+    last_step: int
+    module: str
+    summary: str
+    modules: list[str] = field(default_factory=list)
+    neurons: list[int] = field(default_factory=list)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    advice: str = ""
 
 
-def jump(history: Sequence[float], value: float) -> float:
-    """How many times larger ``|value|`` is than the largest of the recent finite ones.
+def dead_units(history: History) -> list[Detection]:
+    """Neurons of clipping layers whose output was zero for every example.
 
-    Args:
-        history: Values of the recent steps, without this one.
-        value: This step's.
-
-    Returns:
-        The ratio; Inf for a non-finite value; 0 with fewer than ``MIN_HISTORY`` finite values to compare with.
+    Two patterns: dead from the first window on, in more than ``DEAD_SHARE`` of a layer; or at least ``DIED_SHARE`` of a
+    layer dead at the end. A neuron counts only if its smallest and largest activation were exactly zero.
     """
-    if not math.isfinite(value):
-        return math.inf
-    finite = [abs(v) for v in history if math.isfinite(v)]
-    if len(finite) < MIN_HISTORY:
-        return 0.0
-    return abs(value) / max(max(finite), 1e-30)
+    found = []
+    for layer in history.layers:
+        if not layer.clips or len(layer.steps) < 3 or layer.steps[-1] + 1 < MIN_STEPS:
+            continue
+        dead = (layer.low == 0) & (layer.high == 0)
+        always = np.flatnonzero(dead.all(1))
+        at_end = np.flatnonzero(dead[:, -max(1, dead.shape[1] // 4) :].all(1))
+        if len(always) > DEAD_SHARE * len(dead):
+            found.append(_dead(layer, always, 0, "never", len(dead)))
+        elif len(at_end) >= DIED_SHARE * len(dead):
+            alive = ~dead[at_end].all(0)
+            last_alive = int(np.flatnonzero(alive)[-1]) if alive.any() else -1
+            found.append(_dead(layer, at_end, int(layer.steps[max(last_alive, 0)]), "no longer", len(dead)))
+    return found
 
 
-def worst_neurons(values: Array, limit: int = 8) -> list[int]:
-    """Neurons that stand out, non-finite ones first, then by ``|value|``.
+def _dead(layer: LayerHistory, neurons: Array, since: int, when: str, n_neurons: int) -> Detection:
+    everything = len(neurons) == n_neurons
+    who = f"none of its {n_neurons} neurons" if everything else f"{len(neurons)} of its {n_neurons} neurons"
+    fires = ("fires" if everything else "never fire") if when == "never" else "fires any more" if everything else "died"
+    return Detection(
+        kind="dead_units",
+        severity="error" if everything else "warning",
+        step=since,
+        first_step=since,
+        last_step=int(layer.steps[-1]),
+        module=layer.module,
+        neurons=[int(n) for n in neurons[:64]],
+        summary=f"{layer.module}: {who} {fires}: zero for every example, up to step {layer.steps[-1]}",
+        evidence={"dead": len(neurons), "neurons": n_neurons, "share": len(neurons) / n_neurons},
+        advice="look at the biases and at the scale of the layer before it; a smaller learning rate, LeakyReLU or a "
+        "normalisation layer keeps neurons alive",
+    )
 
-    Args:
-        values: One number per neuron ``[neurons]``.
-        limit: At most so many.
 
-    Returns:
-        Neurons whose value is not finite, or at least a tenth of the largest and above ten medians; the largest one at
-        least.
+def gan_imbalance(history: History) -> list[Detection]:
+    """A discriminator that tells real from generated without fail, so that the generator learns nothing.
+
+    The discriminator is what takes in the detached output of another module and is called more than once per step;
+    its loss is the one computed from that call. Only losses that never go below zero are judged (not WGAN's).
     """
-    magnitude = np.abs(values.astype(np.float64))
-    magnitude[~np.isfinite(magnitude)] = np.inf
-    order = np.argsort(-magnitude, kind="stable")[:limit]
-    largest = magnitude[order[0]] if len(order) else 0.0
-    if np.isinf(largest):
-        return [int(n) for n in order if np.isinf(magnitude[n])]
-    bar = max(0.1 * largest, 10 * float(np.median(magnitude)))
-    return [int(n) for number, n in enumerate(order) if number == 0 or magnitude[n] >= bar]
+    detached = [node for node, (kind, _) in history.nodes.items() if kind == "detach"]
+    losses = {node: _upstream(history, node) for node in history.nodes if node == "loss" or node.startswith("loss@")}
+    for node, upstream in losses.items():
+        name = f"backward.{node.partition('@')[2] or 0}"
+        is_cut = any(cut in upstream for cut in detached)
+        first = _perfect_since(*history.losses[name]) if is_cut and name in history.losses else None
+        if first is None:
+            continue
+        before = {parent for cut in detached for parent in _upstream(history, cut)}
+        discriminator = _common_module(history, [parent for parent in upstream - before if "@" in parent])
+        generator = _common_module(history, list(before))
+        trains_generator = any(
+            not any(cut in other for cut in detached) and {discriminator, generator} <= _modules(history, other)
+            for other in losses.values()
+        )
+        if discriminator and generator and trains_generator:
+            return [_imbalance(discriminator, generator, name, first, *history.losses[name])]
+    return []
+
+
+def _perfect_since(steps: Array, values: Array) -> int | None:
+    """The step from which a loss that began high stays near zero to the end; None if it does not."""
+    if len(values) < MIN_STEPS or not np.nanmin(values) >= 0 or not values[0] > 5 * PERFECT_LOSS:
+        return None
+    late = values[-max(MIN_STEPS // 2, len(values) // 4) :]
+    if not np.median(late) < PERFECT_LOSS:
+        return None
+    return int(steps[int(np.argmax(values < PERFECT_LOSS))])
+
+
+def _imbalance(discriminator: str, generator: str, name: str, first: int, steps: Array, values: Array) -> Detection:
+    late = float(np.median(values[-max(MIN_STEPS // 2, len(values) // 4) :]))
+    return Detection(
+        kind="gan_imbalance",
+        severity="error",
+        step=first,
+        first_step=first,
+        last_step=int(steps[-1]),
+        module=discriminator,
+        modules=[generator],
+        summary=f"{discriminator} tells real from generated without fail: its loss is {late:.2g}, below {PERFECT_LOSS} "
+        f"since step {first}, so {generator} gets no useful gradient",
+        evidence={"loss": name, "median_loss": late, "first_loss": float(values[0])},
+        advice="weaken the discriminator (fewer steps, smaller learning rate, dropout, label smoothing, noise on its "
+        "inputs) or use a loss that does not saturate",
+    )
+
+
+DETECTORS: dict[str, Callable[[History], list[Detection]]] = {
+    "dead_units": dead_units,
+    "gan_imbalance": gan_imbalance,
+}
+"""Kind of finding -> its detector."""
+
+
+def detect(history: History) -> list[Detection]:
+    """Run every detector."""
+    return [detection for detector in DETECTORS.values() for detection in detector(history)]
+
+
+def _upstream(history: History, node: str) -> set[str]:
+    """The node and everything it depends on."""
+    seen, queue = {node}, [node]
+    while queue:
+        for parent in history.parents.get(queue.pop(), ()):
+            if parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
+    return seen
+
+
+def _modules(history: History, nodes: set[str]) -> set[str]:
+    """Every module, and every module around it, that ran one of these nodes."""
+    paths = [node.partition("@")[0].split(".") for node in nodes if history.nodes[node][0] == "module"]
+    return {".".join(path[:n]) for path in paths for n in range(1, len(path) + 1)}
+
+
+def _common_module(history: History, nodes: Sequence[str]) -> str:
+    """The innermost module that holds all these module calls."""
+    paths = [node.partition("@")[0].split(".") for node in nodes if history.nodes[node][0] == "module"]
+    if not paths:
+        return ""
+    common = []
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        common.append(parts[0])
+    return ".".join(common)

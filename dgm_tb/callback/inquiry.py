@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from dgm_tb.algorithms.detection import OUTLIER_RATIO
+from dgm_tb.algorithms.outliers import OUTLIER_RATIO
 from dgm_tb.callback.attribution import Attribution, relevance_records
 from dgm_tb.callback.examples import axes_of, labels, main_input, thinned
 from dgm_tb.callback.investigate import ExampleTable, Investigator, Step, Verdict
 from dgm_tb.callback.replay import as_before
-from dgm_tb.callback.verdicts import nonfinite_finding, outlier_finding
+from dgm_tb.callback.verdicts import nonfinite_finding, outlier_finding, spike_finding
 from dgm_tb.graph import Graph
 from dgm_tb.records import Record
 
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 MAX_FINDINGS = 16
 N_EXAMPLES = 4
+SPIKE_STEPS = 2
+SPIKE_FALL = 3.0
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Inquiry:
     def __init__(self, recorder: "Recorder") -> None:
         self._recorder = recorder
         self._suspicion: _Suspicion | None = None
+        self._spike: tuple[Step, str] | None = None
         self._is_armed = True
         self._n_findings = 0
 
@@ -67,8 +70,22 @@ class Inquiry:
         if error is not None:
             self._on_error(step, error)
             return
+        n_before = self._n_findings
         if self._recorder.ring.breaks_with_history(step) is not None:
             self._on_break(step)
+        self._watch_spike(step, is_explained=self._n_findings > n_before)
+
+    def _watch_spike(self, step: Step, *, is_explained: bool) -> None:
+        """A loss that leaps and is back two steps later: its batch is to blame, not the training."""
+        spike = self._spike
+        if spike is not None and step.step >= spike[0].step + SPIKE_STEPS:
+            self._spike = None
+            before, name = spike
+            if step.losses.get(name, np.inf) < before.losses[name] / SPIKE_FALL:
+                self._recorder.emit(spike_finding(before, name, step.step), self._next_number())
+        if self._spike is None and not is_explained:
+            names = self._recorder.ring.spiking_losses(step)
+            self._spike = (step, names[0]) if names else None
 
     def _is_finite(self, step: Step) -> bool:
         values = [*step.losses.values(), *step.gradient_norms.values()]

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgm_tb.algorithms.detection import OUTLIER_RATIO, Outliers, outlying_examples, worst_neurons
+from dgm_tb.algorithms.outliers import OUTLIER_RATIO, Outliers, outlying_examples, worst_neurons
 from dgm_tb.callback.capture import StepRow
 from dgm_tb.callback.examples import largest_per_example, main_input
 from dgm_tb.callback.reductions import MAX, MIN

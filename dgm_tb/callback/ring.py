@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from dgm_tb.algorithms.detection import JUMP_RATIO, jump
+from dgm_tb.algorithms.outliers import JUMP_RATIO, is_spike, jump
 from dgm_tb.callback.capture import statistics_of
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.slots import Slot
@@ -40,6 +40,10 @@ class Ring:
         ratios["gradient norm"] = jump(self._gradient, _norm(step.gradient_norms))
         name = max(ratios, key=lambda key: ratios[key])
         return (name, ratios[name]) if ratios[name] >= JUMP_RATIO else None
+
+    def spiking_losses(self, step: Step) -> list[str]:
+        """Names of the losses that leap out of a calm history in this step."""
+        return [name for name, value in step.losses.items() if is_spike(self._losses.get(name, ()), value)]
 
     def to_record(self, slots: list[Slot], reason: str) -> Record | None:
         """The ring as a record, or None if nothing was observed."""

@@ -74,6 +74,32 @@ def outlier_finding(verdict: Verdict, cause: Step, *, last_step: int, did_damage
     )
 
 
+def spike_finding(step: Step, loss: str, last_step: int) -> Finding:
+    """The finding for a loss that leapt in one step and came back: its batch is suspect.
+
+    Args:
+        step: The step of the spike.
+        loss: Name of the loss.
+        last_step: Step in which it was back.
+    """
+    indices = step.before.indices if step.before is not None else None
+    samples = (indices or [])[:64]
+    evidence = {"loss": loss, "value": step.losses[loss], "sample_index": "batch" if indices is None else "dataset"}
+    batch = f"the batch with examples {samples[0]} ... {samples[-1]}" if samples else "its batch"
+    return Finding(
+        kind="loss_spike",
+        severity="warning",
+        step=step.step,
+        first_step=step.step,
+        last_step=last_step,
+        module="",
+        samples=samples,
+        summary=f"{loss} leaps to {step.losses[loss]:.3g} at step {step.step} and is back at once: {batch} is suspect",
+        evidence=evidence,
+        advice="look at the labels and inputs of this batch: a shard that is shuffled, mislabelled or scaled otherwise",
+    )
+
+
 def _samples(verdict: Verdict, cause: Step) -> tuple[list[int], dict[str, Any]]:
     indices = cause.before.indices if cause.before is not None else None
     evidence = dict(verdict.evidence)

@@ -10,6 +10,7 @@ import numpy as np
 from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
 from dgm_tb.graph import Graph, Link
+from dgm_tb.plugin.diagnosis import Diagnosis
 from dgm_tb.plugin.discovery import find_runs, recordings_in
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording
@@ -54,6 +55,7 @@ class Run:
         self.folder = folder
         self.name = name or folder.name
         self._recordings: dict[Path, Recording] = {}
+        self._diagnosis = Diagnosis()
         self.refresh()
 
     def refresh(self) -> None:
@@ -93,7 +95,14 @@ class Run:
         return [finding for _, finding in self.numbered_findings()]
 
     def numbered_findings(self) -> list[tuple[str, Finding]]:
-        """The findings with their ids, unique within the run."""
+        """The findings with their ids, unique within the run: the callback's, and the detectors'."""
+        found = self.recorded_findings()
+        for finding in self._diagnosis.findings(self):
+            found[f"{finding.kind}-{finding.module}"] = finding
+        return sorted(found.items(), key=lambda item: severity_order(item[1]))
+
+    def recorded_findings(self) -> dict[str, Finding]:
+        """What the callback found while training, by id."""
         found: dict[str, Finding] = {}
         several = len(self.recordings) > 1
         for number, (recording, limit) in enumerate(self.spans()):
@@ -105,7 +114,7 @@ class Run:
                     continue
                 if finding.step < limit:
                     found[f"{number}-{body['id']}" if several else str(body["id"])] = finding
-        return sorted(found.items(), key=lambda item: severity_order(item[1]))
+        return found
 
     @property
     def losses(self) -> dict[str, Series]:
