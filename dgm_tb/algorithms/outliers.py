@@ -134,10 +134,12 @@ def worst_neurons(values: Array, limit: int = 8) -> list[int]:
         Neurons whose value is not finite, or at least a tenth of the largest and above ten medians; the largest one at
         least.
     """
+    if not len(values):
+        return []
     magnitude = np.abs(values.astype(np.float64))
     magnitude[~np.isfinite(magnitude)] = np.inf
     order = np.argsort(-magnitude, kind="stable")[:limit]
-    largest = magnitude[order[0]] if len(order) else 0.0
+    largest = magnitude[order[0]]
     if np.isinf(largest):
         return [int(n) for n in order if np.isinf(magnitude[n])]
     bar = max(0.1 * largest, 10 * float(np.median(magnitude)))
