@@ -8,7 +8,6 @@ import json
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import textwrap
 from collections import Counter
@@ -66,10 +65,7 @@ def demo(options: argparse.Namespace) -> int:
     if options.no_serve:
         return 0
     print("\nServing it now, in the tab DGMTracker; Ctrl-C ends it.", flush=True)
-    try:
-        return subprocess.run([sys.executable, "-m", "tensorboard.main", *serve], check=False).returncode
-    except KeyboardInterrupt:
-        return 0
+    os.execv(sys.executable, [sys.executable, "-m", "tensorboard.main", *serve])  # and torch's memory is free again
 
 
 def diagnose(options: argparse.Namespace) -> int:

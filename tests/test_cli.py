@@ -189,3 +189,11 @@ def test_demo_trains_says_what_was_found_and_how_to_look(tmp_path: Path) -> None
     assert "ERROR nonfinite" in done.stdout
     assert f"tensorboard --logdir '{tmp_path / 'my logs'}'" in done.stdout
     assert open_run(tmp_path / "my logs").findings
+
+
+def test_demo_serves_the_log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    served: list[str] = []
+    monkeypatch.setattr("dgm_tb.demo.training.record", lambda scenario, logdir: (logdir, []))
+    monkeypatch.setattr("os.execv", lambda program, arguments: served.extend(arguments))
+    main(["demo", "--logdir", str(tmp_path), "--port", "6123"])
+    assert served == [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "6123"]
