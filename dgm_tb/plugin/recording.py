@@ -21,6 +21,7 @@ from dgm_tb.plugin.segments import Gap, Segment
 from dgm_tb.records import KINDS, SEGMENT_SUFFIX
 
 MAX_KEPT_BODY = 4096
+MAX_GAPS = 1000
 MAX_ENTRIES = 1_000_000
 """Records indexed per recording: a hostile file of tiny records must not fill the memory."""
 
@@ -48,6 +49,8 @@ class _Index:
     by_variant: dict[tuple[Hashable, ...], list[Entry]] = field(default_factory=dict)
     unknown: dict[str, int] = field(default_factory=dict)
     bad: list[tuple[Path, Gap, int | None]] = field(default_factory=list)
+    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
+    last_of: dict[Path, int] = field(default_factory=dict)
     n_entries: int = 0
     n_bytes: int = 0
 
@@ -55,6 +58,9 @@ class _Index:
         self.by_kind.setdefault(entry.kind, []).append(entry)
         if variant:
             self.by_variant.setdefault((entry.kind, *variant), []).append(entry)
+        first, last = self.spans.get(entry.kind, (entry.first_step, entry.last_step))
+        self.spans[entry.kind] = min(first, entry.first_step), max(last, entry.last_step)
+        self.last_of[entry.path] = entry.last_step
         self.n_entries += 1
 
     def forget(self, path: Path) -> None:
@@ -63,6 +69,9 @@ class _Index:
             for key, entries in table.items():
                 table[key] = [entry for entry in entries if entry.path != path]  # type: ignore[index]
         self.bad = [item for item in self.bad if item[0] != path]
+        self.last_of.pop(path, None)
+        left = {kind: entries for kind, entries in self.by_kind.items() if entries}
+        self.spans = {k: (min(e.first_step for e in es), max(e.last_step for e in es)) for k, es in left.items()}
 
 
 @dataclass(frozen=True)
@@ -128,9 +137,9 @@ class Recording:
                 return
             entry, variant = self._entry(segment.path, offset, len(payload), head)
         except RecordError as error:
-            after = max((found[-1].last_step for found in index.by_kind.values() if found), default=None)
-            if len(index.bad) < MAX_KEPT_BODY:
-                index.bad.append((segment.path, Gap(offset, len(payload), str(error)[:200]), after))
+            if len(index.bad) < MAX_GAPS:
+                gap = Gap(offset, len(payload), str(error)[:200])
+                index.bad.append((segment.path, gap, index.last_of.get(segment.path)))
             return
         index.add(entry, variant)
 
@@ -218,15 +227,22 @@ class Recording:
             if known[0].is_beginning_of(entries, self._change):
                 n_known = known[0].n_entries
                 parts = [known[1]] if known[1] else []
-        for path, group in _by_path(entries[n_known:]):
+        fresh = self.collect(entries[n_known:], read)
+        parts += [fresh] if fresh else []
+        arrays = tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
+        CACHE.put(key, state, arrays)
+        return arrays
+
+    def collect(self, entries: list[Entry], read: Callable[[Entry, int], Arrays]) -> Arrays:
+        """Like ``joined``, but nothing is kept."""
+        parts: list[Arrays] = []
+        for path, group in _by_path(entries):
             try:
                 with opened(path) as file:
                     parts += [found for entry in group if (found := _try(read, entry, file))]
             except RecordError:
                 continue
-        arrays = tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
-        CACHE.put(key, state, arrays)
-        return arrays
+        return tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 
@@ -271,10 +287,8 @@ class Recording:
     @property
     def steps(self) -> tuple[int, int] | None:
         """First and last step with a loss or a statistic; None if there is none."""
-        found = [entries for kind in ("loss", "layer_statistics") if (entries := self.entries(kind))]
-        if not found:
-            return None
-        return min(entries[0].first_step for entries in found), max(entries[-1].last_step for entries in found)
+        found = [span for kind in ("loss", "layer_statistics") if (span := self._index.spans.get(kind))]
+        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
 
     @property
     def graph(self) -> Graph:
@@ -312,8 +326,8 @@ class Recording:
 
     @property
     def revision(self) -> int:
-        """Changes whenever something new was indexed."""
-        return self._index.n_bytes + self._change
+        """Changes whenever something new was indexed, or a gap appeared."""
+        return self._index.n_bytes + self._change + sum(len(s.gaps) for s in list(self._segments.values()))
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by kind of record."""

@@ -10,11 +10,11 @@ import numpy as np
 from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
 from dgm_tb.graph import Graph, Link
-from dgm_tb.plugin.diagnosis import Diagnosis
+from dgm_tb.plugin import tracks
 from dgm_tb.plugin.discovery import find_runs, recordings_in
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording
-from dgm_tb.plugin.rows import aggregate_columns, fill_from_windows, neuron_span, row_number, statistic_names
+from dgm_tb.plugin.rows import fill_from_windows, neuron_span
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.records import STATISTICS, Finding, severity_order
 
@@ -55,7 +55,6 @@ class Run:
         self.folder = folder
         self.name = name or folder.name
         self._recordings: dict[Path, Recording] = {}
-        self._diagnosis = Diagnosis()
         self.refresh()
 
     def refresh(self) -> None:
@@ -95,14 +94,7 @@ class Run:
         return [finding for _, finding in self.numbered_findings()]
 
     def numbered_findings(self) -> list[tuple[str, Finding]]:
-        """The findings with their ids, unique within the run: the callback's, and the detectors'."""
-        found = self.recorded_findings()
-        for finding in self._diagnosis.findings(self):
-            found[f"{finding.kind}-{finding.module}"] = finding
-        return sorted(found.items(), key=lambda item: severity_order(item[1]))
-
-    def recorded_findings(self) -> dict[str, Finding]:
-        """What the callback found while training, by id."""
+        """The findings with their ids, unique within the run."""
         found: dict[str, Finding] = {}
         several = len(self.recordings) > 1
         for number, (recording, limit) in enumerate(self.spans()):
@@ -114,21 +106,12 @@ class Run:
                     continue
                 if finding.step < limit:
                     found[f"{number}-{body['id']}" if several else str(body["id"])] = finding
-        return found
+        return sorted(found.items(), key=lambda item: severity_order(item[1]))
 
     @property
     def losses(self) -> dict[str, Series]:
         """Every loss by name: returned (``loss``), logged, and each manual backward pass (``backward.0``, ...)."""
-        parts: dict[str, list[tuple[Array, Array, Array]]] = {}
-        for entry, limit in self._entries("loss"):
-            names = entry.body["names"]
-            steps, values, present = entry.read("steps"), entry.read("values"), entry.read("present")
-            for column, name in enumerate(names[: values.shape[1]]):
-                keep = (present[:, column] > 0) & (steps < limit)
-                parts.setdefault(str(name), []).append(
-                    (steps[keep], values[keep, column], entry.read("global_steps")[keep])
-                )
-        return {name: Series(*map(np.concatenate, zip(*found, strict=True))) for name, found in parts.items()}
+        return tracks.losses(list(self.spans()))
 
     @property
     def snapshots(self) -> list[int]:
@@ -153,10 +136,9 @@ class Run:
     @property
     def steps(self) -> tuple[int, int] | None:
         """First and last step with a loss or a statistic; None if there is none."""
-        found = [*self._entries("loss"), *self._entries("layer_statistics")]
-        if not found:
-            return None
-        return min(e.first_step for e, _ in found), int(max(min(e.last_step, limit - 1) for e, limit in found))
+        spans = [(recording.steps, limit) for recording, limit in self.spans()]
+        found = [(steps[0], min(steps[1], limit - 1)) for steps, limit in spans if steps and steps[0] < limit]
+        return (min(first for first, _ in found), int(max(last for _, last in found))) if found else None
 
     @property
     def ended(self) -> str | None:
@@ -168,8 +150,9 @@ class Run:
     @property
     def last_wall_time(self) -> float | None:
         """When the newest record was written, in seconds since 1970."""
-        times = [e.wall_time for kind in ("loss", "end", "recording") for e, _ in self._entries(kind)]
-        return max(times, default=None)
+        kinds = ("loss", "layer_statistics", "end", "recording")
+        newest = [found[-1] for recording in self.recordings for kind in kinds if (found := recording.entries(kind))]
+        return max((entry.wall_time for entry in newest), default=None)
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
@@ -183,21 +166,10 @@ class Run:
         Raises:
             UnknownNameError: If the recording has no such layer or quantity.
         """
-        parts: dict[str, list[tuple[Array, Array]]] = {}
-        for entry, limit, recording in self._entries_of(quantity, "layer_statistics"):
-            number = row_number(recording.graph, layer, quantity)
-            values = entry.read("values")
-            if number is None or number >= values.shape[1]:
-                continue
-            steps = entry.read("steps")
-            keep = steps < limit
-            for column, name in enumerate(entry.body["statistics"][: values.shape[2]]):
-                parts.setdefault(str(name), []).append((steps[keep], values[keep, number, column]))
-        if not parts:
+        found = tracks.layer_statistics(list(self.spans()), layer, quantity)
+        if not found:
             raise self.missing(layer, quantity)
-        no_steps = np.zeros(0, np.int64)
-        joined = {name: list(map(np.concatenate, zip(*found, strict=True))) for name, found in parts.items()}
-        return {name: Series(steps, values, no_steps) for name, (steps, values) in joined.items()}
+        return found
 
     def dynamics(self, layer: str, quantity: str = "activation", statistic: str | None = None) -> Dynamics:
         """The history of every neuron of a layer, at the finest detail kept for all of them.
@@ -211,26 +183,13 @@ class Run:
             UnknownNameError: If the recording has no such layer, quantity or statistic.
         """
         statistic = statistic or (STATISTICS[quantity][0].name if quantity in STATISTICS else "")
-        windows, columns = [], []
-        for entry, limit, recording in self._entries_of(quantity, "dynamics"):
-            span = neuron_span(recording.graph, layer, quantity)
-            picked = aggregate_columns(entry.body["aggregates"], statistic)
-            if span is None or span[1] > entry.n_rows("values"):
-                continue
-            if not picked:
-                known = ", ".join(statistic_names(entry.body["aggregates"]))
-                raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {known}")
-            keep = entry.read("windows")[:, 1] < limit
-            values = entry.read("values", *span)[:, keep]
-            windows.append(entry.read("windows")[keep])
-            kept = [picked[name] for name in ("main", "min", "max") if name in picked]
-            columns.append([values[:, :, column].astype(np.float32) for column in kept])
-        if not windows:
+        found = tracks.windows(list(self.spans()), layer, quantity, statistic)
+        if found is None:
             raise self.missing(layer, quantity)
-        bounds = np.concatenate(windows)
-        joined = [np.concatenate(parts, 1) for parts in zip(*columns, strict=False)]
-        low, high = (joined[1], joined[2]) if len(joined) == 3 else (None, joined[1] if len(joined) == 2 else None)
-        return Dynamics(bounds[:, 1], joined[0], np.arange(len(joined[0])), bounds[:, 0], low, high)
+        lines = dict(zip(found.aggregates, np.moveaxis(found.values.astype(np.float32), (2, 1), (0, 1)), strict=True))
+        neurons = np.arange(found.values.shape[1])
+        bounds = found.bounds
+        return Dynamics(bounds[:, 1], lines["main"], neurons, bounds[:, 0], lines.get("min"), lines.get("max"))
 
     def polylines(
         self, layer: str, quantity: str = "activation", k: int = 64, first: int | None = None, last: int | None = None
@@ -256,22 +215,26 @@ class Run:
         inside &= everything.first_steps <= (last if last is not None else np.inf)
         if not inside.any():
             inside[np.searchsorted(everything.steps, first or 0).clip(0, len(inside) - 1)] = True
-        kept, odd = self._kept_polylines(layer, quantity, first, last)
-        must = [neuron for neuron in odd if neuron < len(everything.values)]
+        spans = list(self.spans())
+        low, high = (first if first is not None else -np.inf), (last if last is not None else np.inf)
+        kept = tracks.polyline_points(spans, layer, quantity, low, high)
+        must = np.unique(kept.neurons[kept.is_outlier])
         ids = blue_noise_order(
             everything.values[:, inside],
             min(k + len(must), len(everything.values)),
             rng=np.random.default_rng(0),
             must=must,
-            previous=[neuron for neuron in kept if neuron < len(everything.values)],
+            previous=np.unique(kept.neurons),
         )
-        steps = self._observed_steps(quantity, first, last)
+        steps = tracks.observed_steps(spans, quantity)
+        steps = steps[(steps >= low) & (steps <= high)]
         values = fill_from_windows(everything, ids, steps)
-        for row, neuron in enumerate(ids):
-            for part_steps, part_values in kept.get(int(neuron), []):
-                places = np.searchsorted(steps, part_steps)
-                known = (places < len(steps)) & (steps[places.clip(0, len(steps) - 1)] == part_steps)
-                values[row, places[known]] = part_values[known]
+        rows = np.full(len(everything.values), -1)
+        rows[ids] = np.arange(len(ids))
+        places = np.searchsorted(steps, kept.steps).clip(0, max(len(steps) - 1, 0))
+        drawn = rows[kept.neurons] >= 0
+        drawn &= steps[places] == kept.steps if len(steps) else False
+        values[rows[kept.neurons[drawn]], places[drawn]] = kept.values[drawn]
         return Dynamics(steps, values, np.asarray(ids), steps, outliers=np.isin(ids, must))
 
     def contribution(
@@ -356,44 +319,9 @@ class Run:
             if entry.first_step < limit
         ]
 
-    def _entries_of(self, quantity: str, kind: str) -> Iterator[tuple[Entry, float, Recording]]:
-        for recording, limit in self.spans():
-            for entry in recording.entries(kind, quantity=quantity):
-                if entry.first_step < limit:
-                    yield entry, limit, recording
-
     def _contributions(self, target: str, direction: str, samples: str, columns: str) -> dict[int, Entry]:
         found = self._entries("contribution", target=target, direction=direction, samples=samples, columns=columns)
         return {entry.last_step: entry for entry, limit in found if entry.last_step < limit}
-
-    def _observed_steps(self, quantity: str, first: int | None, last: int | None) -> Array:
-        parts = [(e.read("steps"), limit) for e, limit, _ in self._entries_of(quantity, "layer_statistics")]
-        kept = [steps[steps < limit] for steps, limit in parts]
-        steps = np.unique(np.concatenate(kept)) if kept else np.zeros(0, np.int64)
-        keep = (steps >= (first if first is not None else -np.inf)) & (steps <= (last if last is not None else np.inf))
-        return steps[keep]
-
-    def _kept_polylines(
-        self, layer: str, quantity: str, first: int | None, last: int | None
-    ) -> tuple[dict[int, list[tuple[Array, Array]]], list[int]]:
-        """Full-resolution pieces by neuron of the layer, and the outliers among them."""
-        kept: dict[int, list[tuple[Array, Array]]] = {}
-        odd: dict[int, None] = {}
-        for entry, limit, recording in self._entries_of(quantity, "polylines"):
-            span = neuron_span(recording.graph, layer, quantity)
-            outside = (first is not None and entry.last_step < first) or (last is not None and entry.first_step > last)
-            if span is None or outside:
-                continue
-            ids, steps = entry.read("neurons"), entry.read("steps")
-            own = np.flatnonzero((ids >= span[0]) & (ids < span[1]))
-            keep = steps < limit
-            values, outliers = entry.read("values"), entry.read("outliers")
-            for column in own:
-                neuron = int(ids[column]) - span[0]
-                kept.setdefault(neuron, []).append((steps[keep], values[keep, column].astype(np.float32)))
-                if outliers[column]:
-                    odd[neuron] = None
-        return kept, list(odd)
 
     def missing(self, layer: str, quantity: str) -> UnknownNameError:
         """The error for a layer or quantity that is not there: says what is."""

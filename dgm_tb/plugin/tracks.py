@@ -1,0 +1,237 @@
+"""Numbers along the steps of a run, joined from the records of all its recordings.
+
+What was read is kept and extended as a recording grows. Superseded steps are left out, records in
+the wrong order come out in order, and what an older layout did not have yet is NaN.
+"""
+
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dgm_tb.errors import UnknownNameError
+from dgm_tb.plugin.cache import Array, Arrays
+from dgm_tb.plugin.entry import Entry
+from dgm_tb.plugin.recording import Recording, concatenated
+from dgm_tb.plugin.rows import aggregate_columns, neuron_span, row_number, statistic_names
+from dgm_tb.plugin.series import Series
+
+Spans = Sequence[tuple[Recording, float]]
+"""Recordings, each with the step from which a later one supersedes it."""
+
+SELDOM = 4
+"""A range with less than this fraction of the records is read on its own, not kept."""
+
+
+class Windows(NamedTuple):
+    """One statistic of some neurons in windows.
+
+    Attributes:
+        bounds: First and last step of each window ``[windows, 2]``, ascending.
+        values: ``[windows, neurons, aggregates]``; the main aggregate, then the smallest and the largest value if kept.
+        aggregates: ``("main", "min", "max")``, or the beginning of it, or ``("main", "max")``.
+    """
+
+    bounds: Array
+    values: Array
+    aggregates: tuple[str, ...]
+
+
+class Points(NamedTuple):
+    """Full-resolution values of sampled neurons, one entry per neuron and step.
+
+    Attributes:
+        steps: ``[points]``.
+        neurons: Number within the layer ``[points]``.
+        values: ``[points]``, float32.
+        is_outlier: ``[points]``.
+    """
+
+    steps: Array
+    neurons: Array
+    values: Array
+    is_outlier: Array
+
+
+def losses(spans: Spans) -> dict[str, Series]:
+    """Every loss by name, at the steps at which it was there."""
+    parts: dict[str, list[Arrays]] = {}
+    for recording, limit in spans:
+        for (names,) in recording.variants("loss"):
+            entries = recording.entries("loss", names=names)
+            joined = recording.joined(("loss", names), entries, _read_loss)
+            if not joined:
+                continue
+            steps, global_steps, values, present = joined
+            for column, name in enumerate(names[: values.shape[1]]):
+                keep = (present[:, column] > 0) & (steps < limit)
+                parts.setdefault(name, []).append((steps[keep], values[keep, column], global_steps[keep]))
+    return {name: Series(*ascending(*map(concatenated, zip(*found, strict=True)))) for name, found in parts.items()}
+
+
+def layer_statistics(spans: Spans, layer: str, quantity: str) -> dict[str, Series]:
+    """Statistics of a whole layer at every observed step; empty if none was recorded."""
+    parts: dict[str, list[tuple[Array, Array]]] = {}
+    is_known = False
+    for recording, limit in spans:
+        row = row_number(recording.graph, layer, quantity)
+        entries = recording.entries("layer_statistics", quantity=quantity)
+        if row is None or not entries:
+            continue
+        names = tuple(entries[-1].body["statistics"])
+        read = partial(_read_row, row=row, names=names)
+        joined = recording.joined(("layer_statistics", quantity, row, names), entries, read)
+        if not joined:
+            continue
+        steps, values, known = joined
+        is_known |= bool(known.any())
+        keep = steps < limit
+        for column, name in enumerate(names):
+            parts.setdefault(name, []).append((steps[keep], values[keep, column]))
+    if not is_known:
+        return {}
+    ordered = {name: ascending(*map(concatenated, zip(*found, strict=True))) for name, found in parts.items()}
+    return {name: Series(steps, values, np.zeros(0, np.int64)) for name, (steps, values) in ordered.items()}
+
+
+def observed_steps(spans: Spans, quantity: str) -> Array:
+    """Steps at which a quantity was observed, ascending."""
+    parts = [np.zeros(0, np.int64)]
+    for recording, limit in spans:
+        entries = recording.entries("layer_statistics", quantity=quantity)
+        joined = recording.joined(("steps", quantity), entries, lambda e, file: (e.read("steps", file=file),))
+        parts += [steps[steps < limit] for steps in joined]
+    return np.unique(np.concatenate(parts))
+
+
+def windows(
+    spans: Spans,
+    layer: str,
+    quantity: str,
+    statistic: str,
+    *,
+    first: float = -np.inf,
+    last: float = np.inf,
+    rows: slice | None = None,
+) -> Windows | None:
+    """The windows of a layer's neurons that touch a range of steps.
+
+    Args:
+        spans: Recordings.
+        layer: Name of the layer.
+        quantity: A key of ``records.STATISTICS``.
+        statistic: One of its statistics.
+        first: First step.
+        last: Last step.
+        rows: Neurons to read; all by default. Some only: nothing is kept.
+
+    Returns:
+        None if nothing was recorded. Values of neurons that a layout did not have yet are NaN.
+
+    Raises:
+        UnknownNameError: If the quantity has no such statistic.
+    """
+    parts, picked = [], []
+    for recording, limit in spans:
+        span = neuron_span(recording.graph, layer, quantity)
+        entries = recording.entries("dynamics", quantity=quantity)
+        if span is None or not entries:
+            continue
+        _check_statistic(entries[-1], quantity, statistic)
+        begin, stop = span if rows is None else (span[0] + rows.start, min(span[0] + rows.stop, span[1]))
+        read = partial(_read_windows, begin=begin, stop=stop, statistic=statistic)
+        touched = [e for e in entries if e.first_step <= last and e.last_step >= first]
+        if rows is None and len(touched) * SELDOM > len(entries):
+            joined = recording.joined(("dynamics", quantity, begin, stop, statistic), entries, read)
+        else:
+            joined = recording.collect(touched, read)
+        if joined:
+            bounds, values = joined
+            keep = (bounds[:, 1] < limit) & (bounds[:, 0] <= last) & (bounds[:, 1] >= first)
+            parts.append((bounds, values) if keep.all() else (bounds[keep], values[keep]))
+            picked.append(tuple(aggregate_columns(entries[-1].body["aggregates"], statistic)))
+    if not parts or not any(values.shape[1] for _, values in parts):
+        return None
+    n_same = min(map(len, picked)) if len(set(picked)) == 1 else 1
+    bounds, values = map(concatenated, zip(*((b, v[:, :, :n_same]) for b, v in parts), strict=True))
+    order = _order(bounds[:, 0])
+    if order is not None:
+        bounds, values = bounds[order], values[order]
+    return Windows(bounds, values, picked[0][:n_same])
+
+
+def polyline_points(spans: Spans, layer: str, quantity: str, first: float, last: float) -> Points:
+    """Full-resolution values of a layer's sampled neurons, from all records that touch a range of steps."""
+    parts = []
+    for recording, limit in spans:
+        span = neuron_span(recording.graph, layer, quantity)
+        if span is None:
+            continue
+        entries = [e for e in recording.entries("polylines") if e.body["quantity"] == quantity]
+        touched = [e for e in entries if e.first_step <= last and e.last_step >= first]
+        found = recording.collect(touched, partial(_read_points, begin=span[0], stop=span[1]))
+        if found:
+            keep = found[0] < limit
+            parts.append(tuple(array[keep] for array in found))
+    if not parts:
+        nothing = np.zeros(0, np.int64)
+        return Points(nothing, nothing, np.zeros(0, np.float32), np.zeros(0, np.bool_))
+    return Points(*map(concatenated, zip(*parts, strict=True)))
+
+
+def ascending(steps: Array, *others: Array) -> Arrays:
+    """Arrays along the steps, brought into their order; of a step that came twice, the later one."""
+    order = _order(steps)
+    return (steps, *others) if order is None else tuple(array[order] for array in (steps, *others))
+
+
+def _order(steps: Array) -> Array | None:
+    if (steps[1:] > steps[:-1]).all():
+        return None
+    order = np.argsort(steps, kind="stable")
+    is_last = np.append(steps[order][1:] != steps[order][:-1], True)
+    return np.asarray(order[is_last])
+
+
+def _check_statistic(entry: Entry, quantity: str, statistic: str) -> None:
+    known: Iterable[Any] = entry.body["aggregates"]
+    if not aggregate_columns(list(known), statistic):
+        names = ", ".join(statistic_names(list(known)))
+        raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {names}")
+
+
+def _read_loss(entry: Entry, file: int) -> Arrays:
+    return tuple(entry.read(name, file=file) for name in ("steps", "global_steps", "values", "present"))
+
+
+def _read_row(entry: Entry, file: int, row: int, names: tuple[str, ...]) -> Arrays:
+    steps, values = entry.read("steps", file=file), entry.read("values", file=file)
+    found = np.full((len(steps), len(names)), np.nan, values.dtype)
+    is_known = row < values.shape[1]
+    if is_known:
+        own = {name: column for column, name in enumerate(entry.body["statistics"][: values.shape[2]])}
+        for column, name in enumerate(names):
+            if name in own:
+                found[:, column] = values[:, row, own[name]]
+    return steps, found, np.full(len(steps), is_known)
+
+
+def _read_windows(entry: Entry, file: int, begin: int, stop: int, statistic: str) -> Arrays:
+    columns = list(aggregate_columns(entry.body["aggregates"], statistic).values())
+    values = entry.read("values", begin, stop, file)[:, :, columns]
+    return entry.read("windows", file=file), np.ascontiguousarray(values.transpose(1, 0, 2))
+
+
+def _read_points(entry: Entry, file: int, begin: int, stop: int) -> Arrays:
+    ids = entry.read("neurons", file=file)
+    own = np.flatnonzero((ids >= begin) & (ids < stop))
+    steps, outliers = entry.read("steps", file=file), entry.read("outliers", file=file)
+    values = entry.read("values", file=file)[:, own].astype(np.float32)
+    shape = values.shape
+    return (
+        np.broadcast_to(steps[:, None], shape).ravel(),
+        np.broadcast_to(ids[own] - begin, shape).ravel(),
+        values.ravel(),
+        np.broadcast_to(outliers[own] > 0, shape).ravel(),
+    )
