@@ -1,7 +1,7 @@
 """What a record must look like to enter the index: a view need not doubt it any more, whoever wrote the file.
 
-``records.KINDS`` says which keys and axes a record has. Here stands what their values may be: types of a body's entries,
-arrays that must not be missing, axes of one name that must be equally long.
+``records.KINDS`` says which keys and axes a record has. Here stands what their values may be: types of a body's
+entries, arrays that must not be missing, axes of one name that must be equally long.
 """
 
 import math
@@ -114,7 +114,10 @@ BODIES: dict[str, dict[str, Check]] = {
         "step": is_step, "target": is_text, "neuron": is_step, "sample": is_step, "layers": list_of(_is_part),
         "leak": is_mapping, "finding": optional(is_text),
     },
-    "finding": {"id": is_text, "finding": needs(_finding, "kind", "severity", "step", "first_step", "last_step", "module", "summary")},
+    "finding": {
+        "id": is_text,
+        "finding": needs(_finding, "kind", "severity", "step", "first_step", "last_step", "module", "summary"),
+    },
     "ring": {"reason": is_text},
     "note": {"text": is_text},
     "end": {"reason": is_text, "last_step": is_step},

@@ -1,6 +1,7 @@
 """Finds recordings below a log folder."""
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,7 +33,7 @@ def find_runs(logdir: Path) -> dict[str, Path]:
     for folder in _walk(logdir):
         if recordings_in(folder):
             runs[folder.relative_to(logdir).as_posix()] = folder
-    return dict(sorted(runs.items(), key=lambda item: _natural(item[0])))
+    return dict(sorted(runs.items(), key=lambda item: natural_key(item[0])))
 
 
 def _walk(logdir: Path) -> Iterator[Path]:
@@ -44,7 +45,9 @@ def _walk(logdir: Path) -> Iterator[Path]:
         except OSError:
             continue
         n_folders += 1
-        if (status.st_dev, status.st_ino) in seen or n_folders > MAX_FOLDERS:
+        if n_folders > MAX_FOLDERS:
+            return
+        if (status.st_dev, status.st_ino) in seen:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
@@ -59,15 +62,7 @@ def _has_segments(folder: Path) -> bool:
         return False
 
 
-def _natural(name: str) -> list[tuple[int, int, str]]:
-    """Sort key: ``version_9`` before ``version_10``."""
-    parts, number = [], ""
-    for letter in f"{name}\0":
-        if letter.isdigit():
-            number += letter
-            continue
-        if number:
-            parts.append((0, int(number), ""))
-            number = ""
-        parts.append((1, 0, letter))
-    return parts
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Sort key of run names: ``version_9`` comes before ``version_10``."""
+    parts = re.split(r"([0-9]+)", name)
+    return [(0, int(part), part) if part.isdecimal() else (1, 0, part) for part in parts]

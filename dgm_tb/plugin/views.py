@@ -16,6 +16,22 @@ Answer = tuple[dict[str, Any], dict[str, Array]]
 QUANTITIES = tuple(STATISTICS)
 
 
+UNREAD: dict[str, Any] = {
+    "recorded": True,
+    "indexing": True,
+    "revision": "",
+    "first_step": None,
+    "last_step": None,
+    "last_wall_time": None,
+    "ended": False,
+    "reason": None,
+    "layers": 0,
+    "model": "",
+    "findings": {"error": 0, "warning": 0, "info": 0},
+}
+"""The facts of a run of which nothing has been read yet."""
+
+
 def summary(run: Run) -> dict[str, Any]:
     """The facts of a run in a list of runs."""
     steps, findings = run.steps, run.findings
@@ -61,7 +77,7 @@ def run_facts(run: Run, arguments: Arguments) -> Any:
             "statistics": recorded_statistics(run, "dynamics"),
             "layer_statistics": recorded_statistics(run, "layer_statistics"),
             "snapshots": run.snapshots,
-            "finding_snapshots": sorted({f.step for f in run.findings}),
+            "finding_snapshots": _finding_snapshots(run),
             "window_steps": facts.get("window_steps"),
             "options": facts.get("options", {}),
             "versions": facts.get("versions", {}),
@@ -177,6 +193,17 @@ def recorded_statistics(run: Run, kind: str) -> dict[str, list[str]]:
                 names = statistic_names(body["aggregates"]) if kind == "dynamics" else body["statistics"]
                 found[quantity] = list(names)
     return found
+
+
+def _finding_snapshots(run: Run) -> list[int]:
+    """Steps with contributions of single examples."""
+    entries = (
+        (entry.last_step, limit)
+        for recording, limit in run.spans()
+        for samples in ("abnormal", "normal")
+        for entry in recording.entries("contribution", samples=samples)
+    )
+    return sorted({step for step, limit in entries if step < limit})
 
 
 def _recording_facts(recording: Any) -> dict[str, Any]:

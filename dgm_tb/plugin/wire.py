@@ -11,6 +11,7 @@ from dgm_tb.errors import DgmError
 from dgm_tb.records import as_json
 
 MAGIC = b"DGM1"
+MAX_TEXT = 600
 _DTYPES = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "u1": "u1"}
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -77,17 +78,21 @@ class Arguments:
     def __init__(self, query: Mapping[str, str]) -> None:
         self._query = query
 
-    def text(self, name: str, default: str | None = None, choices: tuple[str, ...] = ()) -> str:
+    def text(
+        self, name: str, default: str | None = None, choices: tuple[str, ...] = (), longest: int = MAX_TEXT
+    ) -> str:
         """A text argument.
 
         Raises:
-            BadArgument: If it is missing without a default, or none of the choices.
+            BadArgument: If it is missing without a default, longer than any name, or none of the choices.
         """
         value = self._query.get(name, default)
         if value is None or value == "":
             if default is not None:
                 return default
             raise BadArgument(f"the argument {name!r} is missing")
+        if len(value) > longest:
+            raise BadArgument(f"{name} has at most {longest} characters; got {len(value)}")
         if choices and value not in choices:
             raise BadArgument(f"{name} is one of {', '.join(choices)}; got {value[:60]!r}")
         return value

@@ -15,6 +15,7 @@ from sample_recording import STEPS
 from werkzeug.test import Client, TestResponse
 
 from dgm_tb.plugin import plugin as plugin_module
+from dgm_tb.plugin import runs as runs_module
 from dgm_tb.plugin.plugin import ARRAY_ROUTES, JSON_ROUTES
 from dgm_tb.plugin.wire import unpack
 
@@ -193,8 +194,9 @@ def test_runs_knows_the_log_folder_itself_and_empty_ones(tmp_path: Path) -> None
 
 
 def test_a_run_that_appears_or_goes_away_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module, "DISCOVERY_SECONDS", 0.0)
-    monkeypatch.setattr(plugin_module, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(runs_module, "DISCOVERY_SECONDS", 0.0)
+    monkeypatch.setattr(runs_module, "DISCOVERY_SHARE", float("inf"))
+    monkeypatch.setattr(runs_module, "REFRESH_SECONDS", 0.0)
     client = make_client(tmp_path)
     sample.write(tmp_path / "b", sample.all_records())
     assert [item["run"] for item in get_json(client, "runs")] == ["b"]
@@ -206,7 +208,7 @@ def test_a_run_that_appears_or_goes_away_is_noticed(tmp_path: Path, monkeypatch:
 
 
 def test_revision_changes_exactly_when_something_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_module, "REFRESH_SECONDS", 0.0)
+    monkeypatch.setattr(runs_module, "REFRESH_SECONDS", 0.0)
     records = list(sample.all_records(ends=False))
     path = sample.write(tmp_path, records[:4])
     client = make_client(tmp_path)

@@ -1,0 +1,140 @@
+"""Which runs there are below the log folder, each read up to now; found and read again at most every few seconds."""
+
+import threading
+import time
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Any
+
+from tensorboard.context import RequestContext
+from tensorboard.plugins import base_plugin
+
+from dgm_tb.errors import UnknownNameError
+from dgm_tb.plugin import views
+from dgm_tb.plugin.discovery import find_runs, natural_key
+from dgm_tb.plugin.run import Run
+
+REFRESH_SECONDS = 1.0
+DISCOVERY_SECONDS = 5.0
+DISCOVERY_SHARE = 0.05
+"""Part of the time that may go into walking the log folder, however large it is."""
+LISTING_SECONDS = 0.7
+"""A list of runs waits no longer for recordings that are still being indexed."""
+MAX_THREADS = 4
+
+
+class Runs:
+    """The runs below the log folder.
+
+    Args:
+        context: TensorBoard's: the log folder, or the folders of ``--logdir_spec``.
+    """
+
+    def __init__(self, context: base_plugin.TBContext) -> None:
+        self._context = context
+        self._lock = threading.Lock()
+        self._found: dict[str, _Followed] = {}
+        self._next_look = 0.0
+        self._threads = ThreadPoolExecutor(MAX_THREADS, "dgm_tb-index")
+
+    def listed(self) -> list[dict[str, Any]]:
+        """Facts of every run, recorded or not, in natural order of names."""
+        self._discover()
+        found = self._found
+        pending = [future for followed in found.values() if (future := followed.refresh(self._threads)) is not None]
+        wait(pending, LISTING_SECONDS)
+        facts = {name: {**followed.summary(), "run": name} for name, followed in found.items()}
+        for name in self._known_to_tensorboard():
+            facts.setdefault(name, {"run": name, "recorded": False})
+        return [facts[name] for name in sorted(facts, key=natural_key)]
+
+    def get(self, name: str) -> Run:
+        """A run, read up to now.
+
+        Raises:
+            UnknownNameError: If there is none of that name.
+        """
+        if name not in self._found:
+            self._discover()
+        followed = self._found.get(name)
+        if followed is None:
+            known = ", ".join(self._found) or "none"
+            raise UnknownNameError(f"no recording of a run {name[:80]!r}; there are {known[:400]}")
+        future = followed.refresh(self._threads)
+        if future is not None:
+            future.result()
+        if followed.run is None:
+            followed.work()
+        assert followed.run is not None
+        return followed.run
+
+    def _discover(self) -> None:
+        with self._lock:
+            began = time.monotonic()
+            if began < self._next_look:
+                return
+            places = self._places()
+            before = self._found
+            self._found = {
+                name: before[name] if name in before and before[name].folder == folder else _Followed(folder, name)
+                for name, folder in places.items()
+            }
+            now = time.monotonic()
+            self._next_look = now + max(DISCOVERY_SECONDS, (now - began) / DISCOVERY_SHARE)
+
+    def _places(self) -> dict[str, Path]:
+        if self._context.logdir:
+            return find_runs(Path(self._context.logdir).expanduser())
+        multiplexer = getattr(self._context, "multiplexer", None)
+        paths = multiplexer.RunPaths() if multiplexer is not None else {}
+        places = {
+            (name if inner == "." else f"{name}/{inner}"): folder
+            for name, path in paths.items()
+            for inner, folder in find_runs(Path(path)).items()
+        }
+        return {name: places[name] for name in sorted(places, key=natural_key)}
+
+    def _known_to_tensorboard(self) -> list[str]:
+        provider = getattr(self._context, "data_provider", None)
+        if provider is None:
+            return []
+        try:
+            return [run.run_name for run in provider.list_runs(RequestContext(), experiment_id="")]
+        except Exception:  # a provider that can't answer leaves the list to our own recordings
+            return []
+
+
+class _Followed:
+    """One run folder, indexed in a thread of its own."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.run: Run | None = None
+        self._name = name
+        self._lock = threading.Lock()
+        self._refreshed = -float("inf")
+        self._future: Future[None] | None = None
+
+    def refresh(self, threads: ThreadPoolExecutor) -> Future[None] | None:
+        """Begin to read what was written since, if the last time is long enough ago; None if it isn't."""
+        with self._lock:
+            if self._future is not None and not self._future.done():
+                return self._future
+            if time.monotonic() - self._refreshed < REFRESH_SECONDS:
+                return None
+            self._refreshed = time.monotonic()
+            self._future = threads.submit(self.work)
+            return self._future
+
+    def work(self) -> None:
+        """Read what was written since."""
+        if self.run is None:
+            self.run = Run(self.folder, self._name)
+        else:
+            self.run.refresh()
+
+    def summary(self) -> dict[str, Any]:
+        """The facts of the run so far."""
+        is_indexing = self._future is not None and not self._future.done()
+        facts = views.summary(self.run) if self.run is not None else views.UNREAD
+        return {**facts, "indexing": is_indexing}
