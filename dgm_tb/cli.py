@@ -55,11 +55,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Train a scenario, say what was found, and serve it in TensorBoard."""
     from dgm_tb.demo.training import record
+    from dgm_tb.plugin.run import open_run
 
     scenario, logdir = SCENARIOS[options.scenario], Path(options.logdir)
     print(f"{options.scenario}: {scenario.story}", flush=True)
-    _, findings = record(options.scenario, logdir)
-    print(f"\n{describe(findings)}\n{scenario.look_at}\n")
+    run = open_run(record(options.scenario, logdir))
+    print(f"\n{describe(run.findings)}\n{scenario.look_at}\n")
     serve = ["--logdir", str(logdir), *(["--port", str(options.port)] if options.port is not None else [])]
     print(f"  {shlex.join(['tensorboard', *serve])}", flush=True)
     if options.no_serve:

@@ -191,9 +191,9 @@ def test_demo_trains_says_what_was_found_and_how_to_look(tmp_path: Path) -> None
     assert open_run(tmp_path / "my logs").findings
 
 
-def test_demo_serves_the_log_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_demo_serves_the_log_folder(logdir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     served: list[str] = []
-    monkeypatch.setattr("dgm_tb.demo.training.record", lambda scenario, logdir: (logdir, []))
+    monkeypatch.setattr("dgm_tb.demo.training.record", lambda scenario, folder: logdir / "healthy")
     monkeypatch.setattr("os.execv", lambda program, arguments: served.extend(arguments))
-    main(["demo", "--logdir", str(tmp_path), "--port", "6123"])
-    assert served == [sys.executable, "-m", "tensorboard.main", "--logdir", str(tmp_path), "--port", "6123"]
+    main(["demo", "--logdir", "logs", "--port", "6123"])
+    assert served == [sys.executable, "-m", "tensorboard.main", "--logdir", "logs", "--port", "6123"]

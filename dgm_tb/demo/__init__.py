@@ -40,12 +40,12 @@ SCENARIOS: dict[str, Scenario] = {
     "gan": Scenario(
         "gan",
         "A GAN whose discriminator overpowers the generator: its loss falls to zero and the generator stops learning.",
-        "Compare the gradients of generator.* and discriminator.*, and discriminator.0 (real) with @1 (generated).",
+        "Click the finding; then compare the gradients of discriminator.0 (real digits) with its call @1 (generated).",
     ),
     "cnn": Scenario(
         "cnn",
         "A residual digits classifier that learns, although one of its blocks is dead: the skip connection hides it.",
-        "Select blocks.1.activation: every polyline lies on zero. Its neighbours' polylines move.",
+        "Click the finding: every polyline of blocks.1.activation lies on zero. Its neighbours' polylines move.",
     ),
 }
 """Name on the command line -> scenario, the default first."""

@@ -14,7 +14,6 @@ from torch.utils.data import DataLoader
 
 from dgm_tb.callback import DGMTrackerCallback
 from dgm_tb.demo import SCENARIOS
-from dgm_tb.records import Finding
 
 
 @dataclass(frozen=True)
@@ -66,7 +65,7 @@ def fit(
         trainer.fit(training.model, training.batches, training.validation)
 
 
-def record(scenario: str, logdir: Path, **options: Any) -> tuple[Path, list[Finding]]:
+def record(scenario: str, logdir: Path, **options: Any) -> Path:
     """Train a scenario with ``DGMTrackerCallback`` and a TensorBoard logger.
 
     Args:
@@ -75,7 +74,7 @@ def record(scenario: str, logdir: Path, **options: Any) -> tuple[Path, list[Find
         options: Further arguments of ``lightning.Trainer``.
 
     Returns:
-        The run's folder, and what was found.
+        The run's folder.
     """
     logger = TensorBoardLogger(logdir, scenario)
     run = Path(logger.log_dir)
@@ -84,4 +83,4 @@ def record(scenario: str, logdir: Path, **options: Any) -> tuple[Path, list[Find
     callback = DGMTrackerCallback(window_steps=8, on_finding="ignore")
     torch.set_num_threads(1)  # for models as small as these a second thread gains nothing, and waits on a busy machine
     fit(SCENARIOS[scenario].build(), [callback], logger=logger, **options)
-    return run, callback.findings
+    return run

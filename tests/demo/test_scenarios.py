@@ -27,8 +27,7 @@ def test_every_scenario_builds_the_same_training_twice(name: str) -> None:
 
 
 def test_discriminator_overpowers_the_generator(tmp_path: Path) -> None:
-    folder, _ = record("gan", tmp_path, enable_progress_bar=False)
-    run = open_run(folder)
+    run = open_run(record("gan", tmp_path, enable_progress_bar=False))
     losses = {name: series.values for name, series in run.losses.items()}
     assert losses["loss_d"][-20:].mean() < 0.02 * losses["loss_d"][:5].mean()
     assert losses["loss_g"][-20:].mean() > 4 * losses["loss_g"][:5].mean()
@@ -41,11 +40,11 @@ def test_discriminator_overpowers_the_generator(tmp_path: Path) -> None:
     }
     first = run.layer_statistics("discriminator.0@1", "gradient")["rms"].values[:5].mean()
     assert last["discriminator.0@1"] < 0.1 * first
+    assert [(f.kind, f.module, f.modules) for f in run.findings] == [("gan_imbalance", "discriminator", ["generator"])]
 
 
 def test_dead_block_hides_behind_its_skip_connection(tmp_path: Path) -> None:
-    folder, _ = record("cnn", tmp_path, enable_progress_bar=False)
-    run = open_run(folder)
+    run = open_run(record("cnn", tmp_path, enable_progress_bar=False))
     dead = f"blocks.{cnn.DEAD_BLOCK}.activation"
     share = {
         name: run.layer_statistics(name)["zero_fraction"].values for name in run.layers if name.endswith("activation")
@@ -55,3 +54,4 @@ def test_dead_block_hides_behind_its_skip_connection(tmp_path: Path) -> None:
     assert (run.dynamics(dead).values == 0).all()
     loss = run.losses["train_loss"].values
     assert loss[-30:].mean() < 0.35 * loss[0], "the training looks fine"
+    assert [(f.kind, f.module, len(f.neurons)) for f in run.findings] == [("dead_units", dead, 24)]
