@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from dgm_tb.errors import UnknownNameError
+from dgm_tb.errors import DgmError, UnknownNameError
 from dgm_tb.graph import Graph, Link
 from dgm_tb.plugin.rows import find_layer
 from dgm_tb.plugin.run import Run
@@ -122,15 +122,20 @@ def _column(
         column["reason"] = reason or "no contribution matrix joins these layers"
         return column, arrays
     steps = {direction: _steps(run, link, direction, samples) for direction in DIRECTIONS}
-    column["step"] = _nearest(sorted({*steps["forward"], *steps["backward"]}), step)
-    for direction in DIRECTIONS:
-        if column["step"] in steps[direction]:
-            found = run.contribution(link.source, link.target, column["step"], direction, samples)
-            raw, scaled = _of_focus(found, role, neuron)
-            column["directions"].append(direction)
-            arrays[direction], arrays[f"{direction}_scaled"] = float32(raw), float32(scaled)
-    if not column["directions"]:
+    snapshot = _nearest(sorted({*steps["forward"], *steps["backward"]}), step)
+    if snapshot is None:
         column["reason"] = f"no contributions of the {samples} example{'' if samples != 'batch' else 's'} are recorded"
+        return column, arrays
+    column["step"] = snapshot
+    for direction in (known for known in DIRECTIONS if snapshot in steps[known]):
+        try:
+            found = run.contribution(link.source, link.target, snapshot, direction, samples)
+        except DgmError as error:  # one damaged matrix leaves the other columns
+            column["reason"] = str(error)
+            continue
+        raw, scaled = _of_focus(found, role, neuron)
+        column["directions"].append(direction)
+        arrays[direction], arrays[f"{direction}_scaled"] = float32(raw), float32(scaled)
     return column, arrays
 
 

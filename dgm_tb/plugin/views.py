@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from dgm_tb.errors import UnknownNameError
+from dgm_tb.plugin import tracks
 from dgm_tb.plugin.rows import find_layer, neuron_span, statistic_names
 from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.wire import Arguments
@@ -120,15 +121,14 @@ def neurons(run: Run, arguments: Arguments) -> Answer:
     arrays: dict[str, Array] = {}
     window: dict[str, list[int]] = {}
     for quantity, names in recorded_statistics(run, "dynamics").items():
-        if neuron_span(run.graph, layer, quantity) is None:
+        near = _record_near(run, layer, quantity, step)
+        if near is None:
             continue
         for name in names:
-            history = run.dynamics(layer, quantity, name)
-            if not len(history.steps):
-                continue
-            at = int(np.searchsorted(history.first_steps, step, side="right").clip(1)) - 1
-            window[quantity] = [int(history.first_steps[at]), int(history.steps[at])]
-            arrays[f"{quantity}.{name}"] = float32(history.values[:, at])
+            windows = tracks.windows(list(run.spans()), layer, quantity, name, first=near, last=max(near, step))
+            if windows is not None and len(windows.bounds):
+                window[quantity] = windows.bounds[-1].tolist()
+                arrays[f"{quantity}.{name}"] = float32(windows.values[-1, :, 0])
     names = list(arrays)
     low, high = arrays.get("activation.min"), arrays.get("activation.max")
     dead = (low == 0) & (high == 0) if low is not None and high is not None else np.zeros(found.neurons, np.bool_)
@@ -180,6 +180,18 @@ def samples(run: Run, arguments: Arguments) -> Answer:
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
+
+
+def _record_near(run: Run, layer: str, quantity: str, step: int) -> int | None:
+    """First step of the newest record of windows that begins at or before a step, else of the first one."""
+    begins = [
+        entry.first_step
+        for recording, limit in run.spans()
+        if neuron_span(recording.graph, layer, quantity) is not None
+        for entry in recording.entries("dynamics", quantity=quantity)
+        if entry.first_step < limit
+    ]
+    return max((begin for begin in begins if begin <= step), default=min(begins, default=None))
 
 
 def recorded_statistics(run: Run, kind: str) -> dict[str, list[str]]:
