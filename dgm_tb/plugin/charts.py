@@ -1,20 +1,27 @@
 """Routes that draw lines: losses, the mini charts of all layers, and the training dynamics of one. See http_api.md."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from dgm_tb.algorithms.downsampling import minmax_columns
 from dgm_tb.errors import UnknownNameError
+from dgm_tb.plugin import tracks
+from dgm_tb.plugin.decimate import PERCENTILES, decimated, percentiles
+from dgm_tb.plugin.drawing import draw
+from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.rows import row_number
 from dgm_tb.plugin.run import Run
-from dgm_tb.plugin.series import Dynamics
+from dgm_tb.plugin.tracks import Windows
 from dgm_tb.plugin.views import QUANTITIES, Answer, float32, recorded_statistics
 from dgm_tb.plugin.wire import Arguments, nonfinite_codes
 from dgm_tb.records import STATISTICS
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+QUANTILE_NEURONS = 2048
+"""Percentiles are those of about so many evenly spread neurons where a layer has more."""
 MAX_COLUMNS = 4000
 
 
@@ -48,22 +55,22 @@ def minis(run: Run, arguments: Arguments) -> Answer:
     recorded = recorded_statistics(run, "layer_statistics").get(quantity, [])
     statistic = arguments.text("statistic", recorded[0] if recorded else STATISTICS[quantity][0].name)
     if recorded and statistic not in recorded:
-        raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {', '.join(recorded)}")
-    columns = arguments.number("columns", 64, 2, MAX_COLUMNS)
+        raise UnknownNameError(f"no statistic {statistic[:60]!r} of {quantity}; there are {', '.join(recorded)}")
+    columns = arguments.number("columns", 64, 1, MAX_COLUMNS)
     span = arguments.number("span", 128, 1, 100_000)
     low, high = run.steps or (0, 0)
     center = min(max(arguments.number("center", high, 0, 1 << 53), low), high)
     first = max(low, min(center - span // 2, high - span))
     last = min(high, first + span)
-    order = run.graph.flow_order()
-    steps, values, known = _layer_matrix(run, quantity, statistic, first, last)
-    steps, values, known = _columns(steps, values, known, columns)
+    steps, lines, known = _layer_matrix(run, quantity, statistic, first, last)
+    steps, lines, known = decimated(steps, lines, lines, known, columns)
+    values = lines.T
     finite = np.where(np.isfinite(values), values, np.nan)
     with np.errstate(all="ignore"):
         lows, highs = np.fmin.reduce(finite, 1, initial=np.nan), np.fmax.reduce(finite, 1, initial=np.nan)
     facts = {
-        "layers": [layer.name for layer in order],
-        "recorded": known.any(1),
+        "layers": run.layers,
+        "recorded": known.any(0),
         "quantity": quantity,
         "statistic": statistic,
         "center": center,
@@ -72,7 +79,7 @@ def minis(run: Run, arguments: Arguments) -> Answer:
         "low": lows,
         "high": highs,
     }
-    codes = np.where(known, nonfinite_codes(values), 0).astype(np.uint8)
+    codes = np.where(known.T, nonfinite_codes(values), 0).astype(np.uint8)
     return facts, {"steps": steps.astype(np.float64), "values": float32(values), "nonfinite": codes}
 
 
@@ -82,25 +89,25 @@ def dynamics(run: Run, arguments: Arguments) -> Answer:
     quantity = arguments.text("quantity", "activation", QUANTITIES)
     statistic = arguments.text("statistic", STATISTICS[quantity][0].name)
     k = arguments.number("k", 128, 1, 2000)
-    columns = arguments.number("columns", 400, 2, MAX_COLUMNS)
-    low, high = run.steps or (0, 0)
+    columns = arguments.number("columns", 400, 1, MAX_COLUMNS)
     first, last = _range(run, arguments)
-    everything = run.dynamics(layer, quantity, statistic)
+    spans = list(run.spans())
+    found = tracks.windows(spans, layer, quantity, statistic, first=first, last=last)
+    if found is None:
+        raise run.missing(layer, quantity)
     is_main = statistic == STATISTICS[quantity][0].name
-    drawn = run.polylines(layer, quantity, k, first, last)
-    if not is_main:  # only the main statistic is kept at full resolution; the sample is the same
-        drawn = _windows_of(everything, drawn, first, last)
-    steps, values = drawn.steps, drawn.values
-    known = _covered(everything, steps) | np.isfinite(values).any(0)
-    quantiles = _quantiles(everything, steps)
-    steps, values, known_rows = _columns(steps, values, np.broadcast_to(known, values.shape), columns)
-    places = np.searchsorted(drawn.steps, steps).clip(0, max(len(drawn.steps) - 1, 0))
+    drawn = draw(spans, layer, quantity, found, k, first, last, max_outliers=k)
+    is_full = is_main and len(found.bounds) < columns and quantity in run.polyline_quantities
+    if is_full:
+        points = tracks.polyline_points(spans, layer, quantity, first, last)
+        lines = tracks.at_every_step(spans, quantity, found, drawn.neurons, points, first, last)
+        steps, values, known = decimated(lines.steps, lines.values, lines.values, lines.is_known, columns)
+    else:
+        steps, values, known = _of_windows(found, drawn.neurons, columns)
+    window_steps = int((found.bounds[:, 1] - found.bounds[:, 0]).max(initial=0)) + 1
+    stated = run.recordings[-1].window_steps if run.recordings else window_steps
     finite = values[np.isfinite(values)]
-    window_steps = int(run.recordings[-1].facts.get("window_steps", 1) or 1)
-    outliers = drawn.outliers if drawn.outliers is not None else np.zeros(len(drawn.neurons), np.bool_)
-    order = np.argsort(~outliers, kind="stable")
-    codes = np.where(known_rows, nonfinite_codes(values), 0).astype(np.uint8)
-    is_full = (is_main and quantity in ("activation", "gradient")) or window_steps == 1
+    low, high = run.steps or (0, 0)
     facts = {
         "layer": layer,
         "quantity": quantity,
@@ -109,22 +116,22 @@ def dynamics(run: Run, arguments: Arguments) -> Answer:
         "last": last,
         "recorded_first": low,
         "recorded_last": high,
-        "neurons": len(everything.values),
-        "sampled": int((~outliers).sum()),
-        "outliers": int(outliers.sum()),
-        "resolution": "every step" if is_full else f"windows of {window_steps} steps",
-        "window_steps": window_steps,
+        "neurons": found.values.shape[1],
+        "sampled": len(drawn.neurons) - int(drawn.is_outlier.sum()),
+        "outliers": drawn.n_outliers,
+        "resolution": "every step" if is_full or window_steps == 1 else f"windows of {stated} steps",
+        "window_steps": stated,
         "low": float(finite.min()) if finite.size else float("nan"),
         "high": float(finite.max()) if finite.size else float("nan"),
-        "nonfinite_neurons": int((~np.isfinite(everything.values)).any(1).sum()),
+        "nonfinite_neurons": drawn.n_nonfinite,
     }
     arrays = {
         "steps": steps.astype(np.float64),
-        "values": float32(values[order]),
-        "nonfinite": codes[order],
-        "neurons": drawn.neurons[order].astype(np.int32),
-        "outlier": outliers[order].astype(np.uint8),
-        "quantiles": float32(quantiles[:, places] if quantiles.size else quantiles),
+        "values": float32(values.T),
+        "nonfinite": np.where(known, nonfinite_codes(values), 0).astype(np.uint8).T,
+        "neurons": drawn.neurons.astype(np.int32),
+        "outlier": drawn.is_outlier.astype(np.uint8),
+        "quantiles": float32(_quantiles(found, steps)),
     }
     return facts, arrays
 
@@ -138,80 +145,52 @@ def _range(run: Run, arguments: Arguments) -> tuple[int, int]:
     return first, max(first, arguments.number("last", high, 0, 1 << 53))
 
 
-def _columns(steps: Array, values: Array, known: Array, columns: int) -> tuple[Array, Array, Array]:
-    """Smallest and largest value of every line in every column, on one grid of steps for all lines.
-
-    Returns:
-        Steps ``[T]``, values ``[lines, T]`` and whether they were recorded, ``T`` at most ``2 * columns``.
-    """
-    if len(steps) <= 2 * columns:
-        return steps, values, known
-    starts = np.unique(np.linspace(0, len(steps), columns + 1).astype(np.int64)[:-1])
-    ends = np.append(starts[1:], len(steps)) - 1
-    with np.errstate(invalid="ignore"):
-        low = np.fmin.reduceat(values, starts, 1)
-        high = np.fmax.reduceat(values, starts, 1)
-    bad = known & ~np.isfinite(values)
-    has_bad = np.maximum.reduceat(bad, starts, 1)
-    first_bad = np.where(np.isnan(values) & known, np.nan, values)
-    worst = np.add.reduceat(np.where(bad, first_bad, 0.0), starts, 1)  # NaN or +-Inf survives the sum
-    high = np.where(has_bad, worst, high)
-    thinned = np.empty((len(values), 2 * len(starts)), values.dtype)
-    thinned[:, ::2], thinned[:, 1::2] = low, high
-    grid = np.empty(2 * len(starts), steps.dtype)
-    grid[::2], grid[1::2] = steps[starts], steps[ends]
-    covered = np.repeat(np.maximum.reduceat(known, starts, 1), 2, 1)
-    return grid, thinned, covered
+def _of_windows(found: Windows, neurons: Array, columns: int) -> tuple[Array, Array, Array]:
+    """Smallest and largest value of some neurons in every column of windows."""
+    values = found.values[:, neurons].astype(np.float32)
+    by_name = {name: values[:, :, number] for number, name in enumerate(found.aggregates)}
+    low, high = by_name.get("min", by_name["main"]), by_name.get("max", by_name["main"])
+    is_bad = ~np.isfinite(by_name["main"])  # the extremes are those of the finite steps
+    low, high = np.where(is_bad, by_name["main"], low), np.where(is_bad, by_name["main"], high)
+    known = np.ones(low.shape, np.bool_)
+    return decimated(found.bounds[:, 1], low, high, known, columns, is_range=len(by_name) > 1)
 
 
 def _layer_matrix(run: Run, quantity: str, statistic: str, first: int, last: int) -> tuple[Array, Array, Array]:
-    """One statistic of all layers in data-flow order ``[layers, T]``, and where it was recorded."""
-    parts, all_steps = [], []
+    """One statistic of all layers in data-flow order ``[T, layers]``, and where it was recorded."""
+    layers = run.layers
+    parts: list[tuple[Array, ...]] = []
     for recording, limit in run.spans():
-        rows = [row_number(recording.graph, layer.name, quantity) for layer in run.graph.flow_order()]
-        for entry in recording.entries("layer_statistics", quantity=quantity):
-            names = entry.body["statistics"]
-            if entry.last_step < first or entry.first_step > min(last, limit - 1) or statistic not in names:
-                continue
-            steps, values = entry.read("steps"), entry.read("values")
-            keep = (steps >= first) & (steps <= last) & (steps < limit)
-            column = values[keep, :, names.index(statistic)]
-            missing = np.full(int(keep.sum()), np.nan, np.float32)
-            lines = [column[:, row] if row is not None and row < column.shape[1] else missing for row in rows]
-            is_known = [row is not None and row < column.shape[1] for row in rows]
-            parts.append((np.stack(lines) if lines else np.zeros((0, len(missing))), np.array(is_known, np.bool_)))
-            all_steps.append(steps[keep])
-    n_layers = len(run.graph.layers)
+        rows = [row_number(recording.graph, layer, quantity) for layer in layers]
+        entries = recording.entries("layer_statistics", quantity=quantity)
+        touched = [e for e in entries if e.last_step >= first and e.first_step <= min(last, limit - 1)]
+        found = recording.collect(touched, partial(_read_layers, rows=rows, statistic=statistic))
+        if found:
+            keep = (found[0] >= first) & (found[0] <= last) & (found[0] < limit)
+            parts.append(tuple(array[keep] for array in found))
     if not parts:
-        return np.zeros(0), np.zeros((n_layers, 0), np.float32), np.zeros((n_layers, 0), np.bool_)
-    values = np.concatenate([lines for lines, _ in parts], 1)
-    known = np.concatenate([np.repeat(is_known[:, None], lines.shape[1], 1) for lines, is_known in parts], 1)
-    return np.concatenate(all_steps), values, known
+        shape = 0, len(layers)
+        return np.zeros(0), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
+    steps, values, known = tracks.ascending(*map(np.concatenate, zip(*parts, strict=True)))
+    return steps, values, known
 
 
-def _windows_of(everything: Dynamics, drawn: Dynamics, first: int, last: int) -> Dynamics:
-    inside = (everything.steps >= first) & (everything.first_steps <= last)
-    steps = everything.steps[inside]
-    values = everything.values[drawn.neurons][:, inside]
-    return Dynamics(steps, values, drawn.neurons, steps, outliers=drawn.outliers)
+def _read_layers(entry: Entry, file: int, rows: list[int | None], statistic: str) -> tuple[Array, ...]:
+    steps, values = entry.read("steps", file=file), entry.read("values", file=file)
+    names = list(entry.body["statistics"][: values.shape[2]])
+    chosen = np.array([-1 if row is None or row >= values.shape[1] else row for row in rows], np.int64)
+    is_known = (chosen >= 0) & (statistic in names)
+    lines = np.full((len(steps), len(rows)), np.nan, np.float32)
+    if is_known.any():
+        lines[:, is_known] = values[:, chosen[is_known], names.index(statistic)]
+    return steps, lines, np.broadcast_to(is_known, lines.shape)
 
 
-def _covered(everything: Dynamics, steps: Array) -> Array:
-    if not len(everything.steps):
-        return np.zeros(len(steps), np.bool_)
-    window = np.searchsorted(everything.steps, steps).clip(0, len(everything.steps) - 1)
-    return np.asarray((steps >= everything.first_steps[window]) & (steps <= everything.steps[window]))
-
-
-def _quantiles(everything: Dynamics, steps: Array) -> Array:
-    """5, 25, 50, 75 and 95 % over all neurons at each step, of its window ``[5, T]``."""
-    if not len(everything.steps) or not len(steps):
-        return np.full((5, len(steps)), np.nan, np.float32)
-    window = np.searchsorted(everything.steps, steps).clip(0, len(everything.steps) - 1)
-    used = np.unique(window)
-    values = np.where(np.isfinite(everything.values[:, used]), everything.values[:, used], np.nan)
-    quantiles = np.full((5, len(everything.steps)), np.nan)
-    some = ~np.isnan(values).all(0)
-    if some.any():
-        quantiles[:, used[some]] = np.nanpercentile(values[:, some], (5, 25, 50, 75, 95), axis=0)
-    return quantiles[:, window]
+def _quantiles(found: Windows, steps: Array) -> Array:
+    """Percentiles over all neurons at each step, of its window ``[5, T]``."""
+    if not len(steps):
+        return np.full((len(PERCENTILES), 0), np.nan)
+    window = np.searchsorted(found.bounds[:, 1], steps).clip(0, len(found.bounds) - 1)
+    used, places = np.unique(window, return_inverse=True)
+    stride = -(-found.values.shape[1] // QUANTILE_NEURONS)
+    return percentiles(found.values[used, ::stride, 0].astype(np.float32))[:, places]

@@ -6,7 +6,6 @@ import numpy as np
 
 from dgm_tb.errors import RecordError
 from dgm_tb.graph import Graph, Layer
-from dgm_tb.plugin.series import Dynamics
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -73,13 +72,3 @@ def row_number(graph: Graph, layer: str, quantity: str) -> int | None:
         return graph.layers.index(found)
     modules = [weight.module for weight in graph.weights]
     return modules.index(found.module) if found.module in modules else None
-
-
-def fill_from_windows(everything: Dynamics, ids: Array, steps: Array) -> Array:
-    """Window values of some neurons at every step; NaN outside all windows."""
-    if not len(everything.steps) or not len(steps):
-        return np.full((len(ids), len(steps)), np.nan, np.float32)
-    window = np.searchsorted(everything.steps, steps).clip(0, len(everything.steps) - 1)
-    values = everything.values[ids][:, window].astype(np.float32)
-    values[:, (steps < everything.first_steps[window]) | (steps > everything.steps[window])] = np.nan
-    return values

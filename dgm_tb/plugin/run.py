@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
 from dgm_tb.graph import Graph, Link
 from dgm_tb.plugin import tracks
+from dgm_tb.plugin.diagnosis import Diagnosis
 from dgm_tb.plugin.discovery import find_runs, recordings_in
+from dgm_tb.plugin.drawing import draw
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording
-from dgm_tb.plugin.rows import fill_from_windows, neuron_span
+from dgm_tb.plugin.rows import neuron_span
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.records import STATISTICS, Finding, severity_order
 
@@ -55,6 +56,7 @@ class Run:
         self.folder = folder
         self.name = name or folder.name
         self._recordings: dict[Path, Recording] = {}
+        self._diagnosis = Diagnosis()
         self.refresh()
 
     def refresh(self) -> None:
@@ -94,7 +96,14 @@ class Run:
         return [finding for _, finding in self.numbered_findings()]
 
     def numbered_findings(self) -> list[tuple[str, Finding]]:
-        """The findings with their ids, unique within the run."""
+        """The findings with their ids, unique within the run: the callback's, and the detectors'."""
+        found = self.recorded_findings()
+        for finding in self._diagnosis.findings(self):
+            found[f"{finding.kind}-{finding.module}"] = finding
+        return sorted(found.items(), key=lambda item: severity_order(item[1]))
+
+    def recorded_findings(self) -> dict[str, Finding]:
+        """What the callback found while training, by id."""
         found: dict[str, Finding] = {}
         several = len(self.recordings) > 1
         for number, (recording, limit) in enumerate(self.spans()):
@@ -106,7 +115,7 @@ class Run:
                     continue
                 if finding.step < limit:
                     found[f"{number}-{body['id']}" if several else str(body["id"])] = finding
-        return sorted(found.items(), key=lambda item: severity_order(item[1]))
+        return found
 
     @property
     def losses(self) -> dict[str, Series]:
@@ -118,6 +127,11 @@ class Run:
         """Steps with contribution matrices of the whole batch."""
         found = self._entries("contribution", samples="batch")
         return sorted({entry.last_step for entry, limit in found if entry.last_step < limit})
+
+    @property
+    def polyline_quantities(self) -> set[str]:
+        """Quantities with neurons at full step resolution."""
+        return {str(of) for recording in self.recordings for of, _ in recording.variants("polylines")}
 
     @property
     def notes(self) -> list[str]:
@@ -209,33 +223,17 @@ class Run:
         Raises:
             UnknownNameError: If the recording has no such layer or quantity.
         """
-        everything = self.dynamics(layer, quantity)
-        inside = np.ones(len(everything.steps), np.bool_)
-        inside &= everything.steps >= (first if first is not None else -np.inf)
-        inside &= everything.first_steps <= (last if last is not None else np.inf)
-        if not inside.any():
-            inside[np.searchsorted(everything.steps, first or 0).clip(0, len(inside) - 1)] = True
         spans = list(self.spans())
         low, high = (first if first is not None else -np.inf), (last if last is not None else np.inf)
-        kept = tracks.polyline_points(spans, layer, quantity, low, high)
-        must = np.unique(kept.neurons[kept.is_outlier])
-        ids = blue_noise_order(
-            everything.values[:, inside],
-            min(k + len(must), len(everything.values)),
-            rng=np.random.default_rng(0),
-            must=must,
-            previous=np.unique(kept.neurons),
-        )
-        steps = tracks.observed_steps(spans, quantity)
-        steps = steps[(steps >= low) & (steps <= high)]
-        values = fill_from_windows(everything, ids, steps)
-        rows = np.full(len(everything.values), -1)
-        rows[ids] = np.arange(len(ids))
-        places = np.searchsorted(steps, kept.steps).clip(0, max(len(steps) - 1, 0))
-        drawn = rows[kept.neurons] >= 0
-        drawn &= steps[places] == kept.steps if len(steps) else False
-        values[rows[kept.neurons[drawn]], places[drawn]] = kept.values[drawn]
-        return Dynamics(steps, values, np.asarray(ids), steps, outliers=np.isin(ids, must))
+        statistic = STATISTICS[quantity][0].name if quantity in STATISTICS else ""
+        found = tracks.windows(spans, layer, quantity, statistic, first=low, last=high)
+        if found is None:
+            raise self.missing(layer, quantity)
+        drawn = draw(spans, layer, quantity, found, k, low, high)
+        points = tracks.polyline_points(spans, layer, quantity, low, high)
+        lines = tracks.at_every_step(spans, quantity, found, drawn.neurons, points, low, high)
+        values = np.ascontiguousarray(lines.values.T)
+        return Dynamics(lines.steps, values, drawn.neurons, lines.steps, outliers=drawn.is_outlier)
 
     def contribution(
         self, source: str, target: str, step: int, direction: str = "forward", samples: str = "batch"

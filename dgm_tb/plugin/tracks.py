@@ -141,7 +141,7 @@ def windows(
         _check_statistic(entries[-1], quantity, statistic)
         begin, stop = span if rows is None else (span[0] + rows.start, min(span[0] + rows.stop, span[1]))
         read = partial(_read_windows, begin=begin, stop=stop, statistic=statistic)
-        touched = [e for e in entries if e.first_step <= last and e.last_step >= first]
+        touched = [e for e in entries if e.first_step <= last and e.last_step >= first] or entries[-1:]
         if rows is None and len(touched) * SELDOM > len(entries):
             joined = recording.joined(("dynamics", quantity, begin, stop, statistic), entries, read)
         else:
@@ -178,6 +178,62 @@ def polyline_points(spans: Spans, layer: str, quantity: str, first: float, last:
         nothing = np.zeros(0, np.int64)
         return Points(nothing, nothing, np.zeros(0, np.float32), np.zeros(0, np.bool_))
     return Points(*map(concatenated, zip(*parts, strict=True)))
+
+
+def sampled_neurons(spans: Spans, layer: str, quantity: str, first: float, last: float) -> tuple[Array, Array]:
+    """Neurons of a layer that were sampled in a range of steps, and those of them that were outliers; ascending."""
+    neurons, outliers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for recording, limit in spans:
+        span = neuron_span(recording.graph, layer, quantity)
+        for of, statistic in recording.variants("polylines"):
+            if of != quantity or span is None:
+                continue
+            entries = recording.entries("polylines", quantity=of, statistic=statistic)
+            read = partial(_read_sampled, begin=span[0], stop=span[1])
+            found = recording.joined(("sampled", of, statistic, span), entries, read)
+            if found:
+                starts, ends, ids, flags = found
+                inside = (starts <= last) & (ends >= first) & (starts < limit)
+                neurons.append(ids[inside])
+                outliers.append(ids[inside & (flags > 0)])
+    return np.unique(np.concatenate(neurons)), np.unique(np.concatenate(outliers))
+
+
+class EveryStep(NamedTuple):
+    """Lines of some neurons at every observed step.
+
+    Attributes:
+        steps: ``[T]``.
+        values: ``[T, neurons]``.
+        is_known: Whether something was recorded ``[T, neurons]``.
+    """
+
+    steps: Array
+    values: Array
+    is_known: Array
+
+
+def at_every_step(
+    spans: Spans, quantity: str, found: Windows, neurons: Array, points: Points, first: float, last: float
+) -> EveryStep:
+    """Some neurons at full step resolution where that was kept, else the value of their window."""
+    steps = observed_steps(spans, quantity)
+    steps = steps[(steps >= first) & (steps <= last)]
+    shape = len(steps), len(neurons)
+    if not len(steps) or not len(found.bounds):
+        return EveryStep(steps, np.full(shape, np.nan, np.float32), np.zeros(shape, np.bool_))
+    window = np.searchsorted(found.bounds[:, 1], steps).clip(0, len(found.bounds) - 1)
+    is_inside = (steps >= found.bounds[window, 0]) & (steps <= found.bounds[window, 1])
+    values = found.values[window[:, None], neurons, 0].astype(np.float32)
+    values[~is_inside] = np.nan
+    is_known = np.repeat(is_inside[:, None], len(neurons), 1)
+    column = np.full(max(found.values.shape[1], int(points.neurons.max(initial=0)) + 1), -1)
+    column[neurons] = np.arange(len(neurons))
+    place = np.searchsorted(steps, points.steps).clip(0, len(steps) - 1)
+    drawn = (column[points.neurons] >= 0) & (steps[place] == points.steps)
+    at = place[drawn], column[points.neurons[drawn]]
+    values[at], is_known[at] = points.values[drawn], True
+    return EveryStep(steps, values, is_known)
 
 
 def ascending(steps: Array, *others: Array) -> Arrays:
@@ -221,6 +277,13 @@ def _read_windows(entry: Entry, file: int, begin: int, stop: int, statistic: str
     columns = list(aggregate_columns(entry.body["aggregates"], statistic).values())
     values = entry.read("values", begin, stop, file)[:, :, columns]
     return entry.read("windows", file=file), np.ascontiguousarray(values.transpose(1, 0, 2))
+
+
+def _read_sampled(entry: Entry, file: int, begin: int, stop: int) -> Arrays:
+    ids, flags = entry.read("neurons", file=file), entry.read("outliers", file=file)
+    own = (ids >= begin) & (ids < stop)
+    n = int(own.sum())
+    return np.full(n, entry.first_step), np.full(n, entry.last_step), ids[own] - begin, flags[own]
 
 
 def _read_points(entry: Entry, file: int, begin: int, stop: int) -> Arrays:
