@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dgm_tb.callback.local import Local
-from dgm_tb.callback.reductions import MAX, MIN, N_STATISTICS, reduce_activation, sum_of_squares
+from dgm_tb.callback.reductions import MAX, MIN, N_STATISTICS, SUM, needs_pivot, reduce_activation, sum_of_squares
 from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 
@@ -33,6 +33,7 @@ class StepRow:
         gradient: ``[neurons]``: sum of squares of the activation's gradient.
         gradient_counts: ``[slots]``: values per neuron; 0 where no gradient came.
         examples: Slot number -> largest ``|activation|`` of each example ``[examples]``.
+        pivots: Slot number -> what was subtracted before summing ``[neurons]``, where something was.
     """
 
     activation: Tensor
@@ -40,6 +41,7 @@ class StepRow:
     gradient: Tensor
     gradient_counts: list[int]
     examples: dict[int, Tensor] = field(default_factory=dict)
+    pivots: dict[int, Tensor] = field(default_factory=dict)
 
     def is_finite(self) -> bool:
         """Whether every activation and every gradient of the step was finite (slots not called hold zeros)."""
@@ -203,18 +205,29 @@ class Capture:
             if row.activation.device != x.device:
                 self._device = x.device
                 row.activation, row.gradient = row.activation.to(x.device), row.gradient.to(x.device)
-            columns = row.activation[:, slot.columns]
-            if x.dtype == torch.float32:
-                row.examples[number] = reduce_activation(x, slot.is_last_axis, slot.counts_zeros, columns)
-            else:
-                wide = columns.to(x.dtype)
-                row.examples[number] = reduce_activation(x, slot.is_last_axis, slot.counts_zeros, wide)
-                columns.copy_(wide)
-        row.counts[number] = output.numel() // slot.neurons
+            row.counts[number] = output.numel() // slot.neurons
+            self._reduce(row, number, x)
+            slot.n_observed += 1
+            is_due = slot.n_observed & (slot.n_observed - 1) == 0  # a power of two
+            if is_due and needs_pivot(row.activation[:, slot.columns], row.counts[number]):
+                mean = row.activation[SUM, slot.columns] / row.counts[number]
+                pivot = mean if slot.pivot is None else mean + slot.pivot
+                slot.pivot = torch.where(torch.isfinite(pivot), pivot, 0.0)
+                self._reduce(row, number, x)
         self._axis_of[id(output)] = slot.is_last_axis
         self._hook_gradient(number, output)
         if self.listener is not None:
             self.listener(slot, module, inputs, output)
+
+    def _reduce(self, row: StepRow, number: int, x: Tensor) -> None:
+        slot = self.slots[number]
+        columns = row.activation[:, slot.columns]
+        wide = columns if x.dtype == torch.float32 else columns.to(x.dtype)
+        row.examples[number] = reduce_activation(x, slot.is_last_axis, slot.counts_zeros, wide, slot.pivot)
+        if wide is not columns:
+            columns.copy_(wide)
+        if slot.pivot is not None:
+            row.pivots[number] = slot.pivot
 
     def _hook_gradient(self, number: int, output: Tensor) -> None:
         if not output.requires_grad or number in self._hooked:
@@ -265,12 +278,24 @@ def statistics_of(rows: Sequence[StepRow], slots: Sequence[Slot]) -> tuple[Array
     with np.errstate(all="ignore"):
         mean = total / counts
         variance = np.maximum(square / counts - mean * mean, 0.0)
+        mean = mean + _pivots(rows, slots)
         zeros = np.where(counts_zeros, 1.0 - nonzero / counts, (low == 0) & (high == 0))
         zeros = np.where(np.isnan(mean), np.nan, zeros)  # the sign of NaN counts as zero
         activation = np.stack([mean, np.sqrt(variance), low, high, zeros], 1)
         np.moveaxis(activation, 1, 2)[counts == 0] = np.nan
         gradient = np.where(gradient_counts > 0, np.sqrt(squares / gradient_counts), np.nan)
     return activation, gradient
+
+
+def _pivots(rows: Sequence[StepRow], slots: Sequence[Slot]) -> Array:
+    """What was subtracted from every neuron ``[steps, neurons]``, or ``[1, 1]`` zeros if nothing was."""
+    if not any(row.pivots for row in rows):
+        return np.zeros((1, 1))
+    pivots = np.zeros((len(rows), sum(slot.neurons for slot in slots)))
+    for number, row in enumerate(rows):
+        for slot, pivot in row.pivots.items():
+            pivots[number, slots[slot].columns] = pivot.cpu().numpy()
+    return pivots
 
 
 def _stacked(tensors: Sequence[Tensor], size: int) -> Array:

@@ -176,7 +176,7 @@ class Inquiry:
     def _investigator(self) -> Investigator:
         recorder = self._recorder
         leaves, _ = recorder.leaves()
-        return Investigator(recorder.root, leaves, recorder.capture.slots)
+        return Investigator(recorder.root, leaves, recorder.capture)
 
     def _next_number(self) -> str:
         self._n_findings += 1

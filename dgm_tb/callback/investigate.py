@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from dgm_tb.algorithms.outliers import OUTLIER_RATIO, Outliers, outlying_examples, worst_neurons
-from dgm_tb.callback.capture import StepRow
+from dgm_tb.callback.capture import Capture, StepRow
 from dgm_tb.callback.examples import largest_per_example, main_input
 from dgm_tb.callback.reductions import MAX, MIN
-from dgm_tb.callback.replay import Before, Origin, OriginFinder, Rerun, find_origin
+from dgm_tb.callback.replay import Before, Origin, OriginFinder, Rerun, bad_gradient_rows, find_origin
 from dgm_tb.callback.slots import Slot
 from dgm_tb.callback.tracer import Trace
 
@@ -81,13 +81,14 @@ class Investigator:
     Args:
         root: The model.
         leaves: Fully-qualified name -> module, for every module that is one node of the DAG.
-        slots: All slots, in the order of their first call.
+        capture: The hooks on it.
     """
 
-    def __init__(self, root: nn.Module, leaves: Mapping[str, nn.Module], slots: Sequence[Slot]) -> None:
+    def __init__(self, root: nn.Module, leaves: Mapping[str, nn.Module], capture: Capture) -> None:
         self.root = root
         self.leaves = leaves
-        self.slots = slots
+        self.capture = capture
+        self.slots = capture.slots
 
     def nonfinite(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> Verdict:
         """Find where a step's first NaN or Inf came from.
@@ -101,7 +102,10 @@ class Investigator:
         finder = self.run_again(step, weights, rerun)
         if finder is not None and finder.origin is not None:
             return self._from_origin(step, finder, finder.origin, table)
-        return self._from_row(step, table)
+        rows: dict[str, list[int]] = {}
+        if finder is not None and rerun is not None and step.before is not None and self._bad_gradients(step):
+            rows = bad_gradient_rows(self.root, step.before, weights, rerun, self.capture)
+        return self._from_row(step, table, rows)
 
     def run_again(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> OriginFinder | None:
         """Run a step again up to its first NaN or Inf; None if that is impossible. Arguments as of ``nonfinite``."""
@@ -146,8 +150,14 @@ class Investigator:
             verdict.modules.insert(0, place)
         return verdict
 
-    def _from_row(self, step: Step, table: "ExampleTable") -> Verdict:
-        """Without a replay, or when the forward pass is finite: what the recorded numbers say."""
+    def _from_row(self, step: Step, table: "ExampleTable", gradient_rows: Mapping[str, list[int]]) -> Verdict:
+        """Without a replay, or when the forward pass is finite: what the recorded numbers say.
+
+        Args:
+            step: The step.
+            table: Its examples.
+            gradient_rows: Slot -> examples whose gradient was not finite, in the order of the backward pass.
+        """
         row, outliers = step.row, table.outliers()
         called = [slot for slot, count in zip(self.slots, row.counts, strict=False) if count]
         forward = [slot for slot in called if not row.extremes_finite(slot)]
@@ -160,8 +170,10 @@ class Investigator:
             slot = bad[-1] if bad else self._slot_of(self._worst_parameter(step)) or table.slot(outliers.layer)
             if not np.isfinite(list(step.losses.values())).all():
                 verdict.symptom = "loss"
-        verdict.everywhere = not outliers.positions
-        self._blame(verdict, step, table, outliers, slot)
+        first_rows = next(iter(gradient_rows.values()), [])
+        rows = first_rows if 0 < len(first_rows) < table.n_examples else []
+        verdict.everywhere = not outliers.positions and not rows
+        self._blame(verdict, step, table, outliers, slot, rows)
         if slot is None:
             verdict.module = self._worst_parameter(step).rpartition(".")[0]
         return verdict

@@ -11,6 +11,9 @@ from torch import Tensor
 N_STATISTICS = 5
 SUM, SQUARES, MIN, MAX, NONZERO = range(N_STATISTICS)
 
+PIVOT_RATIO = 10.0
+"""From this ratio of mean to standard deviation on, float32 squares cost the latter more than 1e-5 of its value."""
+
 
 def examples_channels_positions(x: Tensor, is_last_axis: bool) -> Tensor:
     """View ``x`` as ``[examples, neurons, positions]`` or, with the neurons last, as ``[rows, neurons]``."""
@@ -23,7 +26,9 @@ def examples_channels_positions(x: Tensor, is_last_axis: bool) -> Tensor:
     return x.reshape(x.shape[0], x.shape[1], -1)
 
 
-def reduce_activation(x: Tensor, is_last_axis: bool, counts_zeros: bool, row: Tensor) -> Tensor:
+def reduce_activation(
+    x: Tensor, is_last_axis: bool, counts_zeros: bool, row: Tensor, pivot: Tensor | None = None
+) -> Tensor:
     """Write sum, sum of squares, min, max and number of non-zero values of every neuron.
 
     Args:
@@ -31,6 +36,7 @@ def reduce_activation(x: Tensor, is_last_axis: bool, counts_zeros: bool, row: Te
         is_last_axis: Whether the neurons are the last axis, else axis 1.
         counts_zeros: Count non-zero values (for outputs that are never negative); else they are not written.
         row: ``[N_STATISTICS, neurons]``, written in place.
+        pivot: Subtracted from the values before they are summed and squared ``[neurons]``; None: nothing is.
 
     Returns:
         The largest ``|x|`` of each example ``[examples]``; Inf from 1e19 on.
@@ -38,21 +44,39 @@ def reduce_activation(x: Tensor, is_last_axis: bool, counts_zeros: bool, row: Te
     view = examples_channels_positions(x, is_last_axis)
     if view.dim() == 2:
         squares = view * view
-        torch.sum(view, 0, out=row[SUM])
-        torch.sum(squares, 0, out=row[SQUARES])
+        if pivot is None:
+            torch.sum(view, 0, out=row[SUM])
+            torch.sum(squares, 0, out=row[SQUARES])
+        else:
+            centered = view - pivot
+            torch.sum(centered, 0, out=row[SUM])
+            torch.sum(centered * centered, 0, out=row[SQUARES])
         torch.amin(view, 0, out=row[MIN])
         torch.amax(view, 0, out=row[MAX])
         if counts_zeros:
             torch.sum(view.sign().abs_(), 0, out=row[NONZERO])
         return squares.reshape(x.shape[0], -1).amax(1).sqrt_()
     low, high = view.amin(-1), view.amax(-1)
-    torch.sum(view.sum(-1), 0, out=row[SUM])
-    torch.sum(_norm(view, -1).square_(), 0, out=row[SQUARES])
+    centered = view if pivot is None else view - pivot[:, None]
+    torch.sum(centered.sum(-1), 0, out=row[SUM])
+    torch.sum(_norm(centered, -1).square_(), 0, out=row[SQUARES])
     torch.amin(low, 0, out=row[MIN])
     torch.amax(high, 0, out=row[MAX])
     if counts_zeros:
         torch.sum(view.sign().abs_().sum(-1), 0, out=row[NONZERO])
     return torch.maximum(high, low.neg_()).amax(1)
+
+
+def needs_pivot(row: Tensor, count: int) -> bool:
+    """Whether the mean of some neuron is so large beside its standard deviation that the latter has lost its digits.
+
+    Args:
+        row: What ``reduce_activation`` wrote ``[N_STATISTICS, neurons]``.
+        count: Values per neuron.
+    """
+    mean = row[SUM] / count
+    variance = row[SQUARES] / count - mean * mean
+    return bool((mean * mean > PIVOT_RATIO**2 * variance).logical_and(mean != 0).any())
 
 
 def sum_of_squares(g: Tensor, is_last_axis: bool) -> Tensor:

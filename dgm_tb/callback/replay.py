@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.examples import RandomState
 from dgm_tb.callback.nested import tensors_in
+from dgm_tb.callback.slots import Slot
 from dgm_tb.callback.tracer import Tracer
 
 Rerun = Callable[[Any, int, Mapping[int, Tensor]], Tensor | None]
@@ -225,6 +227,43 @@ def find_origin(
         except Exception:
             return finder  # the step raises by itself, as it did when it was live
         return finder
+
+
+def bad_gradient_rows(
+    root: nn.Module, before: Before, weights: list[Tensor], rerun: Rerun, capture: Capture
+) -> dict[str, list[int]]:
+    """Run a step again with its backward pass and note whose gradients are not finite.
+
+    Args:
+        root: The model.
+        before: What the step started from.
+        weights: The weights before it.
+        rerun: Runs it.
+        capture: The hooks on the model; must not be in a step.
+
+    Returns:
+        Slot name -> positions of the examples whose gradient holds NaN or Inf, in the order of the backward pass.
+    """
+    rows: dict[str, list[int]] = {}
+
+    def on_gradient(slot: Slot, gradient: Tensor) -> None:
+        bad = ~torch.isfinite(gradient.detach().reshape(len(gradient), -1)).all(1)
+        if bool(bad.any()):
+            rows.setdefault(slot.name, torch.nonzero(bad).flatten().tolist())
+
+    with as_before(root, before, weights) as live:
+        capture.begin()
+        capture.on_gradient = on_gradient
+        try:
+            loss = rerun(before.batch, before.batch_idx, live)
+            if loss is not None and loss.requires_grad:
+                loss.backward()  # type: ignore[no-untyped-call]
+        except Exception:
+            return rows  # it raises by itself, as it did when it was live
+        finally:
+            capture.end()
+            capture.on_gradient = None
+    return rows
 
 
 def _finite_inputs(arguments: Any) -> list[Tensor] | None:

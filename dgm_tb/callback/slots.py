@@ -50,6 +50,9 @@ class Slot:
         is_last_axis: Whether the neurons lie on the last axis of the output, else on axis 1.
         counts_zeros: Whether exact zeros are counted (they are common), else only neurons constant at zero are.
         shape: Output shape when first seen.
+        pivot: Subtracted from every neuron's values before they are squared ``[neurons]``, or None: where the mean is
+            many times the standard deviation, squares alone would leave nothing of the latter in float32.
+        n_observed: How often the slot was observed.
     """
 
     name: str
@@ -60,6 +63,8 @@ class Slot:
     is_last_axis: bool
     counts_zeros: bool
     shape: tuple[int, ...]
+    pivot: Tensor | None = None
+    n_observed: int = 0
 
     @property
     def columns(self) -> slice:

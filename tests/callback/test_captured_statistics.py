@@ -117,7 +117,7 @@ def _assert_equal(got: np.ndarray[Any, Any], steps: list[Any], key: tuple[str, s
     tolerance = 2e-6 * scale
     if statistic == "std":  # comes from sums of squares: the variance is known to roundings of the squared mean
         got, want = got**2, want**2
-        tolerance = 1e-6 * _stacked(steps, key, "mean") ** 2 + 1e-12
+        tolerance = 1e-7 * _stacked(steps, key, "mean") ** 2 + 1e-12
     error = np.abs(got - want)
     worst = np.unravel_index(np.argmax(error - tolerance), error.shape)
     assert (error <= 1e-4 * np.abs(want) + tolerance).all(), f"{key} {statistic}: {got[worst]} is not {want[worst]}"

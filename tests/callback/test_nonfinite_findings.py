@@ -217,6 +217,7 @@ def test_a_nan_that_appears_in_the_backward_pass_is_found_in_its_step(tmp_path: 
     assert oracle.first_nonfinite() == 3
     finding = _only(findings, "nonfinite")
     assert (finding.step, finding.module, finding.evidence["symptom"]) == (3, "body.3", "backward")
+    assert finding.samples == [ABNORMAL]
 
 
 def _nan_pixel() -> TensorDataset:
