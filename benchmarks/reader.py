@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -84,19 +85,19 @@ def write_recording(run: Path, n_bytes: int) -> int:
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
     body = {"schema": 1, "recording": folder.name, "options": {}, "versions": {}, "model": "Net", "resume_step": 0}
-    records = [Record("recording", 0, 0, {**body, "window_steps": WINDOW_STEPS, "started": 1.0}, {}, 1.0)]
-    records.append(Record("graph", 0, 0, graph().to_json(), {}, 1.0))
+    records = [Record("recording", 0, 0, {**body, "window_steps": WINDOW_STEPS, "started": 1.0})]
+    records.append(Record("graph", 0, 0, graph().to_json()))
     for link in graph().links:
         for direction in ("forward", "backward"):
             shape = LAYERS[int(link.target[4:])], LAYERS[int(link.source[4:])]
             body = {"step": 0, "target": link.target, "direction": direction, "samples": "batch", "columns": "channel"}
             values = rng.normal(0, 1, shape).astype(np.float32)
-            records.append(Record("contribution", 0, 0, body, {"values": values}, 1.0))
+            records.append(Record("contribution", 0, 0, body, {"values": values}))
     written, n_records, segment, first = 0, 0, 0, 0
     file = (folder / f"{segment:06d}.dgm").open("wb")
     while written < n_bytes:
         for record in records:
-            framed = frame(encode(record))
+            framed = frame(encode(replace(record, wall_time=1.7e9 + record.last_step)))
             if file.tell() + len(framed) > SEGMENT_BYTES:
                 file.close()
                 segment += 1

@@ -9,10 +9,11 @@ Source: https://protobuf.dev/programming-guides/encoding/ and tensorboard's even
 
 import json
 import math
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -32,6 +33,24 @@ _MAX_AXES = 16
 _MAX_LAYOUTS = 1024
 _MAX_AROUND = 4096
 _OWN = f"{PLUGIN_NAME}/"
+
+_V = rb"([\x80-\xff]{0,8}[\x00-\x7f])"
+_USUAL_PREFIX = re.compile(
+    rb"\x09(.{8})\x10"
+    + _V
+    + rb"\x2a"
+    + _V
+    + rb"\x0a"
+    + _V.replace(b"(", b"(?P<value>")
+    + rb"\x0a.(?P<tag>dgmtracker/[a-z_]{1,40})\x4a"
+    + _V.replace(b"(", b"(?P<metadata>")
+    + rb"\x0a"
+    + _V.replace(b"(", b"(?P<plugin_data>")
+    + rb"\x0a\x0adgmtracker\x12"
+    + _V.replace(b"(", b"(?P<content>"),
+    re.DOTALL,
+)
+_DATA_CLASS_TENSOR = b"\x20\x02"
 
 # Numbers of tensorboard's DataType enum.
 DTYPES: dict[int, np.dtype[Any]] = {
@@ -101,7 +120,7 @@ class HeadReader:
     """Reads heads, and remembers the layouts it has seen.
 
     Thousands of records of a recording differ only in their numbers. Comparing the few bytes around the arrays with
-    those of a record seen before takes half of the time of walking through them (measured: 11 instead of 22 us).
+    those of a record seen before takes a quarter of the time of walking through them (measured: 6 instead of 22 us).
     """
 
     def __init__(self) -> None:
@@ -116,20 +135,10 @@ class HeadReader:
         Raises:
             RecordError: If the bytes are no record of dgm_tb, or claim more than they bring.
         """
-        wall_time, step, summary = 0.0, 0, (0, 0)
-        for number, wire, start, stop in _fields(payload, 0, len(payload)):
-            if number == _EVENT_SUMMARY and wire == _BYTES:
-                summary = start, stop
-            elif number == _EVENT_STEP and wire == _VARINT:
-                step = start if start < 1 << 63 else start - (1 << 64)
-            elif number == _EVENT_WALL_TIME and wire == _FIXED64:
-                wall_time = struct.unpack_from("<d", payload, start)[0]
-        number, wire, start, base = next(_fields(payload, *summary), (0, 0, 0, 0))
-        tag, content = _first_value(payload, start, base) if (number, wire) == (_SUMMARY_VALUE, _BYTES) else ("", b"")
-        if not tag.startswith(_OWN):
-            raise RecordError(f"not a record of dgm_tb: tag {tag[:40]!r}")
-        arrays = self._arrays(payload, tag, base, summary[1])
-        return Head(tag[len(_OWN) :], step, wall_time if math.isfinite(wall_time) else 0.0, content, base, arrays)
+        found = _quick_prefix(payload) or _prefix(payload)
+        arrays = self._arrays(payload, found.tag, found.base, found.stop)
+        wall_time = found.wall_time if math.isfinite(found.wall_time) else 0.0
+        return Head(found.tag[len(_OWN) :], found.step, wall_time, found.content, found.base, arrays)
 
     def _arrays(self, payload: bytes, tag: str, base: int, stop: int) -> tuple[ArrayPlace, ...]:
         key = tag, stop - base
@@ -143,6 +152,64 @@ class HeadReader:
         if len(self._known) < _MAX_LAYOUTS and around < _MAX_AROUND:
             self._known[key] = arrays, _between(payload, base, stop, arrays)
         return arrays
+
+
+class _Prefix(NamedTuple):
+    """Everything before the arrays: these lie from ``base`` to ``stop``."""
+
+    wall_time: float
+    step: int
+    tag: str
+    content: bytes
+    base: int
+    stop: int
+
+
+def _quick_prefix(payload: bytes) -> _Prefix | None:
+    """``_prefix`` of a record laid out as tensorboard's own serializer does it, else None."""
+    match = _USUAL_PREFIX.match(payload)
+    if match is None:
+        return None
+    time_, step, summary, value, tag, metadata, plugin_data, content = match.groups()
+    stop = match.start("value") - 1 + _number(summary)
+    base = match.end("value") + _number(value)
+    start = match.end("content")
+    end = start + _number(content)
+    is_consistent = (
+        stop == len(payload)
+        and base <= stop
+        and match.end("tag") - match.start("tag") == payload[match.start("tag") - 1]
+        and match.end("metadata") + _number(metadata) == base
+        and match.end("plugin_data") + _number(plugin_data) == end
+        and (end == base or payload[end:base] == _DATA_CLASS_TENSOR)
+    )
+    if not is_consistent:
+        return None
+    return _Prefix(struct.unpack("<d", time_)[0], _number(step), tag.decode(), payload[start:end], base, stop)
+
+
+def _prefix(payload: bytes) -> _Prefix:
+    wall_time, step, summary = 0.0, 0, (0, 0)
+    for number, wire, start, stop in _fields(payload, 0, len(payload)):
+        if number == _EVENT_SUMMARY and wire == _BYTES:
+            summary = start, stop
+        elif number == _EVENT_STEP and wire == _VARINT:
+            step = start if start < 1 << 63 else start - (1 << 64)
+        elif number == _EVENT_WALL_TIME and wire == _FIXED64:
+            wall_time = struct.unpack_from("<d", payload, start)[0]
+    number, wire, start, base = next(_fields(payload, *summary), (0, 0, 0, 0))
+    tag, content = _first_value(payload, start, base) if (number, wire) == (_SUMMARY_VALUE, _BYTES) else ("", b"")
+    if not tag.startswith(_OWN):
+        raise RecordError(f"not a record of dgm_tb: tag {tag[:40]!r}")
+    return _Prefix(wall_time, step, tag, content, base, summary[1])
+
+
+def _number(varint: bytes) -> int:
+    """The value of a whole varint of at most nine bytes."""
+    value = 0
+    for byte in reversed(varint):
+        value = value << 7 | byte & 0x7F
+    return value
 
 
 def _between(payload: bytes, base: int, stop: int, arrays: tuple[ArrayPlace, ...]) -> list[tuple[int, bytes]]:
