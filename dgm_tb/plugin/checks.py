@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from dgm_tb.errors import RecordError
-from dgm_tb.plugin.layout import ArrayPlace, Head, check_axes, load_body
+from dgm_tb.plugin.layout import ArrayPlace, check_axes
 from dgm_tb.records import KINDS
 
 MAX_STEP = 1 << 53
 MAX_DEPTH = 24
-MAX_NEURONS = 1 << 40
+MAX_NEURONS = 1 << 24
 MAX_EMPTY_AXIS = 1 << 24
 
 Check = Callable[[Any], bool]
@@ -28,6 +28,11 @@ def is_text(value: Any) -> bool:
 def is_step(value: Any) -> bool:
     """Whether it is a whole number that JavaScript can count to."""
     return isinstance(value, int) and 0 <= value <= MAX_STEP
+
+
+def is_count(value: Any) -> bool:
+    """Whether it is a number of neurons, or of the first of some, that memory allows."""
+    return isinstance(value, int) and 0 <= value <= MAX_NEURONS
 
 
 def is_number(value: Any) -> bool:
@@ -68,12 +73,12 @@ def needs(check: Check, *keys: str) -> Check:
 
 
 def _is_part(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 3 and is_text(value[0]) and all(map(is_step, value[1:]))
+    return isinstance(value, list) and len(value) == 3 and is_text(value[0]) and all(map(is_count, value[1:]))
 
 
 _texts, _steps = list_of(is_text), list_of(is_step)
 _rows = with_keys(
-    name=is_text, module=is_text, type=is_text, parameter=is_text, neurons=is_step, offset=is_step, shape=_steps
+    name=is_text, module=is_text, type=is_text, parameter=is_text, neurons=is_count, offset=is_count, shape=_steps
 )
 _finding = with_keys(
     kind=is_text, severity=is_text, step=is_step, first_step=is_step, last_step=is_step, module=is_text,
@@ -81,7 +86,7 @@ _finding = with_keys(
 )  # fmt: skip
 _node = with_keys(id=is_text, kind=is_text, op=is_text, module=is_text, shape=_steps, layer=is_text)
 _edge = with_keys(source=is_text, target=is_text)
-_link = with_keys(source=is_text, target=is_text, kind=is_text, start=is_step, group=is_step)
+_link = with_keys(source=is_text, target=is_text, kind=is_text, start=is_count, group=is_count)
 
 BODIES: dict[str, dict[str, Check]] = {
     "recording": {
@@ -140,38 +145,41 @@ NAMED_AXES = {
 """Kind and axis -> list in the body that names the places along it."""
 
 
-def checked_body(head: Head) -> dict[str, Any]:
-    """The body of a record of a known kind.
+def check_steps(kind: str, first_step: Any, last_step: int) -> None:
+    """Check the range of steps that a record tells of.
 
     Raises:
-        RecordError: If body or arrays are not as the schema says.
+        RecordError: If it is none.
     """
-    if not is_step(head.last_step):
-        raise RecordError(f"a {head.kind} record of step {head.last_step}")
-    check_axes(head.kind, head.arrays)
-    body = load_body(head.kind, head.content)
+    if not is_step(first_step) or not is_step(last_step):
+        raise RecordError(f"a {kind} record of steps {str(first_step)[:40]!r} to {last_step}")
+
+
+def check_body(kind: str, body: Mapping[str, Any]) -> None:
+    """Check a body: its keys, the types of its values, its depth.
+
+    Raises:
+        RecordError: If it is not as the schema says.
+    """
     _check_depth(body, MAX_DEPTH)
-    _check_body(head.kind, body)
-    _check_arrays(head.kind, body, {place.name: place for place in head.arrays})
-    first_step = body.setdefault("first_step", head.last_step)
-    if not is_step(first_step) or first_step > head.last_step:
-        raise RecordError(f"a {head.kind} record of steps {str(first_step)[:40]} to {head.last_step}")
-    return body
-
-
-def _check_body(kind: str, body: Mapping[str, Any]) -> None:
     missing = [key for key in KINDS[kind].body if key not in body]
     if missing:
         raise RecordError(f"a {kind} record without {', '.join(missing)}")
     for key, check in BODIES[kind].items():
         if key in body and not check(body[key]):
-            raise RecordError(f"a {kind} record whose {key} is of another form: {str(body[key])[:60]!r}")
+            raise RecordError(f"a {kind} record whose {key} is of another form: {repr(body[key])[:60]}")
 
 
-def _check_arrays(kind: str, body: Mapping[str, Any], places: Mapping[str, ArrayPlace]) -> None:
+def check_arrays(kind: str, body: Mapping[str, Any], arrays: Mapping[str, ArrayPlace]) -> None:
+    """Check that the arrays are there, have the axes of their kind, and fit each other and the body.
+
+    Raises:
+        RecordError: If not.
+    """
+    check_axes(kind, tuple(arrays.values()))
     lengths = {axis: len(body[key]) for (of, axis), key in NAMED_AXES.items() if of == kind} | {"ends": 2}
     for name, axes in KINDS[kind].arrays.items():
-        place = places.get(name)
+        place = arrays.get(name)
         if place is None:
             if name in OPTIONAL_ARRAYS.get(kind, ()):
                 continue

@@ -14,9 +14,9 @@ import numpy as np
 from dgm_tb.errors import RecordError
 from dgm_tb.graph import Graph
 from dgm_tb.plugin.cache import CACHE, Array, Arrays
+from dgm_tb.plugin.checks import check_arrays, check_body, check_steps
 from dgm_tb.plugin.entry import Entry, opened
-from dgm_tb.plugin.layout import ArrayPlace, Head, HeadReader, check_axes, load_body
-from dgm_tb.plugin.rows import checked_graph
+from dgm_tb.plugin.layout import ArrayPlace, Head, HeadReader, load_body
 from dgm_tb.plugin.segments import Gap, Segment
 from dgm_tb.records import KINDS, SEGMENT_SUFFIX
 
@@ -102,6 +102,7 @@ class Recording:
         self._heads = HeadReader()
         self._bodies: dict[tuple[str, bytes], Mapping[str, Any]] = {}
         self._arrays: dict[tuple[ArrayPlace, ...], Mapping[str, ArrayPlace]] = {}
+        self._checked: dict[tuple[int, int], tuple[Mapping[str, Any], Mapping[str, ArrayPlace]]] = {}
         self._graph: tuple[Entry, Graph] | None = None
         self._change = 0
 
@@ -145,14 +146,13 @@ class Recording:
 
     def _entry(self, path: Path, offset: int, length: int, head: Head) -> tuple[Entry, tuple[Hashable, ...]]:
         body, first_step = self._body(head)
-        if not isinstance(first_step, int):
-            raise RecordError(f"first_step of a {head.kind} record is a whole number; got {str(first_step)[:40]!r}")
+        check_steps(head.kind, first_step, head.last_step)
         arrays = self._arrays.get(head.arrays)
         if arrays is None:
-            check_axes(head.kind, head.arrays)
             arrays = {place.name: place for place in head.arrays}
             if len(self._arrays) < _MAX_BODIES:
                 self._arrays[head.arrays] = arrays
+        self._check_arrays(head.kind, body, arrays)
         variant = tuple(_hashable(head.kind, key, body.get(key)) for key in VARIANTS.get(head.kind, ()))
         kept = body if len(head.content) <= MAX_KEPT_BODY else None
         entry = Entry(
@@ -179,12 +179,18 @@ class Recording:
             return body, int(match[1])
         body = load_body(head.kind, head.content)
         first_step = body.pop("first_step", head.last_step)
-        missing = [name for name in KINDS[head.kind].body if name not in body]
-        if missing:
-            raise RecordError(f"a {head.kind} record without {', '.join(missing)}")
+        check_body(head.kind, body)
         if match and len(head.content) <= MAX_KEPT_BODY and len(self._bodies) < _MAX_BODIES:
             self._bodies[key] = body
         return body, first_step
+
+    def _check_arrays(self, kind: str, body: Mapping[str, Any], arrays: Mapping[str, ArrayPlace]) -> None:
+        """Check the arrays of a record, once for all records of the same body and layout."""
+        known = self._checked.get((id(body), id(arrays)))
+        if known is None or known[0] is not body or known[1] is not arrays:
+            check_arrays(kind, body, arrays)
+            if len(self._checked) < _MAX_BODIES:
+                self._checked[id(body), id(arrays)] = body, arrays
 
     # -- looking up ----------------------------------------------------------------------------------------------------
 
@@ -297,7 +303,7 @@ class Recording:
             if self._graph is not None and self._graph[0] is entry:
                 return self._graph[1]
             try:
-                self._graph = entry, checked_graph(Graph.from_json(entry.body))
+                self._graph = entry, Graph.from_json(entry.body)
             except RecordError:
                 continue
             return self._graph[1]

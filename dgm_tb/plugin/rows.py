@@ -4,32 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from dgm_tb.errors import RecordError
 from dgm_tb.graph import Graph, Layer
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-MAX_NEURONS = 1 << 24
-
-
-def checked_graph(graph: Graph) -> Graph:
-    """The graph, if its layout can be one: whole numbers, and no more neurons than memory allows.
-
-    Raises:
-        RecordError: If not.
-    """
-    texts = [text for layer in graph.layers for text in (layer.name, layer.module, layer.type)]
-    texts += [weight.module for weight in graph.weights]
-    texts += [text for link in graph.links for text in (link.source, link.target, link.kind)]
-    numbers = [n for layer in graph.layers for n in (layer.neurons, layer.offset)]
-    numbers += [n for weight in graph.weights for n in (weight.neurons, weight.offset)]
-    numbers += [n for link in graph.links for n in (link.start, link.group)]
-    if not all(isinstance(text, str) for text in texts):
-        raise RecordError("a graph record whose names are no texts")
-    if any(not isinstance(n, int) or not 0 <= n <= MAX_NEURONS for n in numbers):
-        raise RecordError(f"a graph record whose numbers of neurons are none (0 to {MAX_NEURONS})")
-    return graph
 
 
 def aggregate_columns(aggregates: list[str], statistic: str) -> dict[str, int]:
