@@ -38,6 +38,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 _FIRST_STEP = re.compile(rb'^\{"version":\d+,"first_step":(\d+),')
 _MAX_BODIES = 4096
+_NO_ARRAYS: tuple[tuple[ArrayPlace, ...] | None, Mapping[str, ArrayPlace]] = None, {}
 _serial = count()
 
 
@@ -101,7 +102,7 @@ class Recording:
         self._index = _Index()
         self._heads = HeadReader()
         self._bodies: dict[tuple[str, bytes], Mapping[str, Any]] = {}
-        self._arrays: dict[tuple[ArrayPlace, ...], Mapping[str, ArrayPlace]] = {}
+        self._arrays: dict[int, tuple[tuple[ArrayPlace, ...] | None, Mapping[str, ArrayPlace]]] = {}
         self._checked: dict[tuple[int, int], tuple[Mapping[str, Any], Mapping[str, ArrayPlace]]] = {}
         self._graph: tuple[Entry, Graph] | None = None
         self._change = 0
@@ -147,11 +148,11 @@ class Recording:
     def _entry(self, path: Path, offset: int, length: int, head: Head) -> tuple[Entry, tuple[Hashable, ...]]:
         body, first_step = self._body(head)
         check_steps(head.kind, first_step, head.last_step)
-        arrays = self._arrays.get(head.arrays)
-        if arrays is None:
+        places, arrays = self._arrays.get(id(head.arrays), _NO_ARRAYS)
+        if places is not head.arrays:
             arrays = {place.name: place for place in head.arrays}
             if len(self._arrays) < _MAX_BODIES:
-                self._arrays[head.arrays] = arrays
+                self._arrays[id(head.arrays)] = head.arrays, arrays
         self._check_arrays(head.kind, body, arrays)
         variant = tuple(_hashable(head.kind, key, body.get(key)) for key in VARIANTS.get(head.kind, ()))
         kept = body if len(head.content) <= MAX_KEPT_BODY else None
