@@ -188,8 +188,8 @@ def _read_layers(entry: Entry, file: int, rows: list[int | None], statistic: str
 
 def _quantiles(found: Windows, steps: Array) -> Array:
     """Percentiles over all neurons at each step, of its window ``[5, T]``."""
-    if not len(steps):
-        return np.full((len(PERCENTILES), 0), np.nan)
+    if not len(steps) or not len(found.bounds):
+        return np.full((len(PERCENTILES), len(steps)), np.nan)
     window = np.searchsorted(found.bounds[:, 1], steps).clip(0, len(found.bounds) - 1)
     used, places = np.unique(window, return_inverse=True)
     stride = -(-found.values.shape[1] // QUANTILE_NEURONS)

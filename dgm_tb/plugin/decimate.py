@@ -25,7 +25,7 @@ def column_starts(n_points: int, columns: int) -> Array:
 def decimated(
     steps: Array, low: Array, high: Array, known: Array, columns: int, *, is_range: bool = False
 ) -> tuple[Array, Array, Array]:
-    """Smallest and largest value of every line in every column, on one grid of steps for all lines.
+    """Smallest and largest value of every line in every column, in the order they came, on one grid of steps for all.
 
     Where a line has values that are not finite besides finite ones, its column gets one more point for each sort of
     them: neither a spike nor a NaN is lost.
@@ -49,7 +49,10 @@ def decimated(
     with np.errstate(invalid="ignore"):
         smallest = np.fmin.reduceat(_finite(low), starts, 0)
         largest = np.fmax.reduceat(_finite(high), starts, 0)
+    smallest, largest = np.fmin(smallest, largest), np.fmax(smallest, largest)  # where only one of them is finite
     has_finite = ~np.isnan(smallest)
+    is_falling = _first_place(low, smallest, starts) > _first_place(high, largest, starts)
+    smallest, largest = np.where(is_falling, largest, smallest), np.where(is_falling, smallest, largest)
     sorts = [
         (np.nan, np.isnan(low) & known),
         (np.inf, high == np.inf),
@@ -97,6 +100,14 @@ def percentiles(values: Array) -> Array:
         share = place - below
         result[number] = ordered[rows, below] * (1 - share) + ordered[rows, above] * share
     return result
+
+
+def _first_place(values: Array, wanted: Array, starts: Array) -> Array:
+    """Where in its column each line first has the wanted value ``[columns, lines]``; beyond the end if nowhere."""
+    n_points = len(values)
+    column = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, n_points)))
+    places = np.where(values == wanted[column], np.arange(n_points, dtype=np.int32)[:, None], np.int32(n_points))
+    return np.asarray(np.minimum.reduceat(places, starts, 0))
 
 
 def _finite(values: Array) -> Array:
