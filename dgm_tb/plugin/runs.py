@@ -88,7 +88,7 @@ class Runs:
         multiplexer = getattr(self._context, "multiplexer", None)
         paths = multiplexer.RunPaths() if multiplexer is not None else {}
         places = {
-            (name if inner == "." else f"{name}/{inner}"): folder
+            (name if inner == "." else f"{name}/{inner}".replace("/./", "/").removeprefix("./")): folder
             for name, path in paths.items()
             for inner, folder in find_runs(Path(path)).items()
         }
