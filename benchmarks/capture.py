@@ -1,27 +1,33 @@
 """What recording costs a training, next to what other tools take for less; prints one Markdown table.
 
-    python benchmarks/capture.py [--models DCGAN ResNet-18 MLP-VAE] [--blocks 6] [--peers]
+    python benchmarks/capture.py [--models DCGAN ResNet-18 MLP-VAE] [--seconds 300] [--peers]
 
-Every contender is a real Lightning trainer with a model of its own, in a thread of its own; they take turns, one step
-each, so that whatever else the machine does hits all of them alike. A turn is measured in process CPU time (one thread
-of torch), and it waits until the recording's writer has put everything on disk. A ratio is the CPU time of a block of
-steps over that of the bare trainer's same steps: the median over blocks, and the quartiles. The first steps, which
-trace the graph, are left out; the governor is off. Bytes: what grows with the number of steps, per step.
+Every contender is a real Lightning trainer with a model of its own, in a thread of its own; they take turns, so that
+whatever else the machine does hits all of them alike. A turn is one step of a large model or ten of a small one (which
+would find the caches cold after every turn, as no real training does). It is measured in process CPU time, with one
+thread of torch, and it waits until the recording's writer has put everything on disk. A ratio is the CPU time of a
+block of turns over that of the bare trainer's same turns: the median over blocks, and the quartiles. A block is long
+enough to hold what happens only now and then: an observed step, a flush. The first turns, which trace the graph, are
+left out; the governor is off. "alarms only" observes no neurons: losses and the checks for NaN and Inf. Bytes: what
+grows with the number of steps, per step.
 """
 # ruff: noqa: D102  (Lightning's hooks)
 
 import argparse
-import contextlib
 import importlib.util
 import logging
+import os
 import statistics
 import tempfile
 import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+os.environ["OMP_NUM_THREADS"] = "1"  # torch.set_num_threads would hold for this thread only
 
 import lightning as L
 import torch
@@ -32,9 +38,14 @@ from dgm_tb import DGMTrackerCallback
 from dgm_tb.plugin.recording import Recording
 
 WARM_UP = 2
-BLOCKS = {"DCGAN": 10, "ResNet-18": 10, "MLP-VAE": 100}
-"""Steps per block: enough to hold some windows of the recording and some flushes."""
+WINDOW_STEPS = 16
+TURN_STEPS = {"DCGAN": 1, "ResNet-18": 1, "MLP-VAE": 10}
+BLOCK_TURNS = {"DCGAN": 1, "ResNet-18": 1, "MLP-VAE": 10}
+"""Turns per block. The steps of the large models take so long that each is followed by a flush."""
 GROWING = ("loss", "layer_statistics", "dynamics", "polylines")
+
+
+Settle = Callable[[], None]
 
 
 class Turns:
@@ -49,24 +60,25 @@ class Turns:
         self._batons = {name: threading.Event() for name in names}
         self._ended = threading.Event()
 
-    def steps(self, name: str, batch: Any, n_steps: int, settle: Callable[[], None]) -> Iterator[Any]:
-        """The batches of a contender; each comes when it is its turn, and the next request ends the turn."""
-        for _ in range(n_steps):
+    def batches(self, name: str, batch: Any, n_turns: int, turn_steps: int, settle: Settle) -> Iterator[Any]:
+        """The batches of a contender; they come when it is its turn, and the request for one more ends the turn."""
+        for _ in range(n_turns):
             self._batons[name].wait()
             self._batons[name].clear()
             began = time.process_time()
-            yield batch
+            for _ in range(turn_steps):
+                yield batch
             settle()
             self.seconds[name].append(time.process_time() - began)
             self._ended.set()
 
-    def run(self, n_steps: int) -> None:
+    def run(self, n_turns: int) -> None:
         """Hand out the turns, in an order that rotates."""
         names = list(self.seconds)
-        for step in range(n_steps):
+        for turn in range(n_turns):
             for i in range(len(names)):
                 self._ended.clear()
-                self._batons[names[(step + i) % len(names)]].set()
+                self._batons[names[(turn + i) % len(names)]].set()
                 self._ended.wait()
 
 
@@ -120,6 +132,19 @@ class WandbWatch(L.Callback):
         self.run.log({"step": 1})
 
 
+@dataclass(frozen=True)
+class Contender:
+    """One way to train.
+
+    Attributes:
+        make: From a folder to write to, to the trainer's callback.
+        cadence: Steps from one expensive step to the next.
+    """
+
+    make: Callable[[Path], L.Callback | None]
+    cadence: int = 1
+
+
 def ours(every_n_steps: int) -> Callable[[Path], L.Callback]:
     """Our callback without the governor and, beyond the first, without snapshots (benchmarks/attribution.py)."""
     return lambda folder: DGMTrackerCallback(
@@ -127,15 +152,16 @@ def ours(every_n_steps: int) -> Callable[[Path], L.Callback]:
     )
 
 
-CONTENDERS: dict[str, Callable[[Path], L.Callback | None]] = {
-    "bare": lambda _: None,
-    "every step": ours(1),
-    "every 10th step": ours(10),
+CONTENDERS: dict[str, Contender] = {
+    "bare": Contender(lambda _: None),
+    "every step": Contender(ours(1)),
+    "every 10th step": Contender(ours(10), cadence=10),
+    "alarms only": Contender(ours(10**6)),
 }
-PEERS: dict[str, Callable[[Path], L.Callback | None]] = {
-    "TensorBoard histograms of weights and gradients, every step": Histograms,
-    "wandb.watch(log='all', log_freq=1)": WandbWatch,
-    "autograd.set_detect_anomaly": lambda _: DetectAnomaly(),
+PEERS: dict[str, Contender] = {
+    "TensorBoard histograms of weights and gradients, every step": Contender(Histograms),
+    "wandb.watch(log='all', log_freq=1)": Contender(WandbWatch),
+    "autograd.set_detect_anomaly": Contender(lambda _: DetectAnomaly()),
 }
 
 
@@ -153,7 +179,7 @@ def train(model: L.LightningModule, callback: L.Callback | None, batches: Iterat
     trainer.fit(model, torch.utils.data.DataLoader(Batches(batches), batch_size=None))
 
 
-def settle_of(callback: L.Callback | None) -> Callable[[], None]:
+def settle_of(callback: L.Callback | None) -> Settle:
     """What waits until everything that a turn has queued is on disk."""
 
     def settle() -> None:
@@ -164,35 +190,53 @@ def settle_of(callback: L.Callback | None) -> Callable[[], None]:
     return settle
 
 
-def measure(model_name: str, contenders: dict[str, Any], n_blocks: int, folder: Path) -> dict[str, tuple[Any, ...]]:
-    """Contender -> seconds per step, ratios of the blocks, and bytes per step."""
-    n_steps = n_blocks * BLOCKS[model_name]
+@dataclass(frozen=True)
+class Result:
+    """What was measured of one contender: seconds per step, ratios of its blocks, bytes per step."""
+
+    seconds: float
+    ratios: list[float]
+    n_bytes: float
+
+
+def measure(model_name: str, contenders: dict[str, Contender], seconds: float, folder: Path) -> dict[str, Result]:
+    """Train all contenders in turns for about so many seconds of CPU time."""
+    turn_steps = TURN_STEPS[model_name]
+    turn_seconds = statistics.median(_take_turns(model_name, {"bare": CONTENDERS["bare"]}, 5, folder)["bare"])
+    n_turns = max(3, int(seconds / len(contenders) / turn_seconds / WINDOW_STEPS)) * WINDOW_STEPS
+    turns = _take_turns(model_name, contenders, n_turns, folder)
+    results = {}
+    for name, contender in contenders.items():
+        size = max(-(-contender.cadence // turn_steps), BLOCK_TURNS[model_name])
+        own, bare = (_blocks(turns[who][WARM_UP:], size) for who in (name, "bare"))
+        ratios = [mine / its for mine, its in zip(own, bare, strict=True)]
+        per_step = statistics.fmean(turns[name][WARM_UP:]) / turn_steps
+        results[name] = Result(per_step, ratios, _bytes_per_step(folder / name, n_turns * turn_steps))
+    return results
+
+
+def _take_turns(
+    model_name: str, contenders: dict[str, Contender], n_turns: int, folder: Path
+) -> dict[str, list[float]]:
+    """Contender -> seconds of every turn."""
     turns = Turns(list(contenders))
     threads = []
-    for name, make in contenders.items():
+    for name, contender in contenders.items():
         torch.manual_seed(0)
         model = MODELS[model_name]()
-        callback = make(folder / name)
-        batches = turns.steps(name, model.batch(), WARM_UP + n_steps, settle_of(callback))
+        callback = contender.make(folder / name)
+        batches = turns.batches(name, model.batch(), n_turns, TURN_STEPS[model_name], settle_of(callback))
         threads.append(threading.Thread(target=train, args=(model, callback, batches)))
     for thread in threads:
         thread.start()
-    turns.run(WARM_UP + n_steps)
+    turns.run(n_turns)
     for thread in threads:
         thread.join()
-    blocks = {name: _blocks(seconds[WARM_UP:], BLOCKS[model_name]) for name, seconds in turns.seconds.items()}
-    return {
-        name: (
-            sum(blocks[name]) / n_steps,
-            [own / bare for own, bare in zip(blocks[name], blocks["bare"], strict=True)],
-            _bytes_per_step(folder / name, WARM_UP + n_steps),
-        )
-        for name in contenders
-    }
+    return turns.seconds
 
 
 def _blocks(seconds: list[float], size: int) -> list[float]:
-    return [sum(seconds[i : i + size]) for i in range(0, len(seconds), size)]
+    return [sum(seconds[i : i + size]) for i in range(0, len(seconds) - size + 1, size)]
 
 
 def _bytes_per_step(folder: Path, n_steps: int) -> float:
@@ -205,37 +249,37 @@ def _bytes_per_step(folder: Path, n_steps: int) -> float:
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / n_steps
 
 
-def contenders_for(has_peers: bool) -> dict[str, Any]:
+def contenders_for(has_peers: bool) -> dict[str, Contender]:
     """Who is measured; says who is missing."""
     chosen = dict(CONTENDERS)
     if has_peers:
-        for name, make in PEERS.items():
+        for name, contender in PEERS.items():
             if name.startswith("wandb") and importlib.util.find_spec("wandb") is None:
                 print("wandb is not installed: skipped\n")
             else:
-                chosen[name] = make
+                chosen[name] = contender
     return chosen
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Measure what recording costs.")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=list(MODELS))
-    parser.add_argument("--blocks", type=int, default=6, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=300, help="CPU time per model; default: %(default)s")
     parser.add_argument("--peers", action="store_true", help="measure other tools, too")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     warnings.filterwarnings("ignore")
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
     contenders = contenders_for(options.peers)
     print("| model | recorded | CPU ms per step | ratio to bare (quartiles) | KB per step |\n|---|---|---|---|---|")
     for model in options.models:
-        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(None):
-            rows = measure(model, contenders, options.blocks, Path(folder))
-        for name, (seconds, ratios, n_bytes) in rows.items():
-            low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        with tempfile.TemporaryDirectory() as folder:
+            results = measure(model, contenders, options.seconds, Path(folder))
+        for name, result in results.items():
+            low, middle, high = statistics.quantiles(result.ratios, n=4, method="inclusive")
             ratio = f"{middle:.3f} ({low:.3f} to {high:.3f})" if name != "bare" else "1"
-            print(f"| {model} | {name} | {seconds * 1000:.1f} | {ratio} | {n_bytes / 1000:.1f} |", flush=True)
+            cells = f"{result.seconds * 1000:.1f} | {ratio} | {result.n_bytes / 1000:.1f}"
+            print(f"| {model} | {name} | {cells} |", flush=True)
 
 
 if __name__ == "__main__":
