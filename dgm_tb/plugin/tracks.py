@@ -263,7 +263,7 @@ def _read_loss(entry: Entry, file: int) -> Arrays:
 
 def _read_row(entry: Entry, file: int, row: int, names: tuple[str, ...]) -> Arrays:
     steps, values = entry.read("steps", file=file), entry.read("values", file=file)
-    found = np.full((len(steps), len(names)), np.nan, values.dtype)
+    found = np.full((len(steps), len(names)), np.nan, np.result_type(values.dtype, np.float32))
     is_known = row < values.shape[1]
     if is_known:
         own = {name: column for column, name in enumerate(entry.body["statistics"][: values.shape[2]])}
