@@ -50,7 +50,7 @@ def decimated(
         smallest = np.fmin.reduceat(_finite(low), starts, 0)
         largest = np.fmax.reduceat(_finite(high), starts, 0)
     smallest, largest = np.fmin(smallest, largest), np.fmax(smallest, largest)  # where only one of them is finite
-    has_finite = ~np.isnan(smallest)
+    is_taken = ~np.isnan(smallest)
     is_falling = _first_place(low, smallest, starts) > _first_place(high, largest, starts)
     smallest, largest = np.where(is_falling, largest, smallest), np.where(is_falling, smallest, largest)
     sorts = [
@@ -65,8 +65,9 @@ def decimated(
             continue
         has = np.logical_or.reduceat(at, starts, 0)
         for part in parts[:2]:
-            np.copyto(part, value, where=has & ~has_finite)
-        needed = np.flatnonzero((has & has_finite).any(1))
+            np.copyto(part, value, where=has & ~is_taken)
+        needed = np.flatnonzero((has & is_taken).any(1))
+        is_taken |= has
         extra.append((steps[ends[needed]], np.where(has, value, largest)[needed], ends[needed] * 8 + 2 + number))
     for where, values, order in extra:
         grid.append(where)
