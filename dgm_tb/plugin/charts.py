@@ -40,7 +40,7 @@ def losses(run: Run, arguments: Arguments) -> Answer:
         facts["names"].append(name)
         facts["points"].append(len(steps))
         facts["nonfinite"].append({**counts, "first": int(bad[0]) if len(bad) else None})
-        drawn_steps, drawn = minmax_columns(steps, values, max(1, columns // 2)) if len(steps) else (steps, values)
+        drawn_steps, drawn = minmax_columns(steps, values, columns) if len(steps) else (steps, values)
         has_global = len(series.global_steps) == len(series.steps)
         global_steps = series.global_steps[keep] if has_global else steps
         arrays[f"steps_{number}"] = drawn_steps.astype(np.float64)

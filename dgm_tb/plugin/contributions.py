@@ -7,15 +7,13 @@ import numpy as np
 from dgm_tb.errors import DgmError, UnknownNameError
 from dgm_tb.graph import Graph, Link
 from dgm_tb.plugin.rows import find_layer
-from dgm_tb.plugin.run import Run
+from dgm_tb.plugin.run import DIRECTIONS, EXAMPLES, Run
 from dgm_tb.plugin.series import ContributionMatrix
 from dgm_tb.plugin.views import Answer, float32
 from dgm_tb.plugin.wire import Arguments, BadArgument
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-DIRECTIONS = ("forward", "backward")
-SAMPLES = ("batch", "abnormal", "normal")
 MAX_NEIGHBOURS = 6
 
 
@@ -30,7 +28,7 @@ def contributions(run: Run, arguments: Arguments) -> Answer:
     if neuron is not None and neuron >= focus.neurons:
         raise BadArgument(f"{layer} has {focus.neurons} neurons, counted from 0; got {neuron}")
     step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
-    samples = arguments.text("samples", "batch", SAMPLES)
+    samples = arguments.text("samples", "batch", EXAMPLES)
     columns: list[dict[str, Any]] = []
     arrays: dict[str, Array] = {}
     for role, name, link in _columns(graph, layer):
@@ -44,7 +42,7 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
     """Route ``matrix``."""
     source, target = arguments.text("source"), arguments.text("target")
     direction = arguments.text("direction", "forward", DIRECTIONS)
-    samples = arguments.text("samples", "batch", SAMPLES)
+    samples = arguments.text("samples", "batch", EXAMPLES)
     step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
     link = run.link(source, target)
     snapshot = _nearest(_steps(run, link, direction, samples), step)

@@ -21,6 +21,8 @@ from dgm_tb.records import STATISTICS, Finding, severity_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
+DIRECTIONS = ("forward", "backward")
+EXAMPLES = ("batch", "abnormal", "normal")
 HOW_TO_RECORD = "record one with L.Trainer(callbacks=[dgm_tb.DGMTrackerCallback()])"
 
 
@@ -254,6 +256,9 @@ class Run:
         Raises:
             UnknownNameError: If the layers are no neighbours, or the step has no such matrix.
         """
+        for name, known in ((direction, DIRECTIONS), (samples, EXAMPLES)):
+            if name not in known:
+                raise UnknownNameError(f"no contributions {name!r}; there are {', '.join(known)}")
         link = self.link(source, target)
         columns = "position" if link.kind == "unflatten" else "channel"
         found = self._contributions(target, direction, samples, columns)
@@ -263,13 +268,14 @@ class Run:
                 f"no {direction} contributions of {samples} into {target!r} at step {step}; snapshots: {steps}"
             )
         matrix = found[step].read("values").astype(np.float32)
-        n_source = next(layer.neurons for layer in self.graph.layers if layer.name == source)
-        group = max(link.group, 1)
+        neurons = {layer.name: layer.neurons for layer in self.graph.layers}
+        n_source, n_target, group = neurons.get(source, -1), neurons.get(target, -1), max(link.group, 1)
         part = matrix[:, link.start : link.start + n_source * group]
-        summed = part.reshape(len(matrix), n_source, group).sum(2) if part.shape[1] == n_source * group else None
-        if summed is None:
-            raise UnknownNameError(f"the matrix of {target!r} at step {step} has other columns than its link says")
-        return ContributionMatrix(summed, step, link.kind)
+        if part.shape != (n_target, n_source * group):
+            raise UnknownNameError(
+                f"the matrix {list(matrix.shape)} of {target!r} at step {step} does not fit its link from {source!r}"
+            )
+        return ContributionMatrix(part.reshape(n_target, n_source, group).sum(2), step, link.kind)
 
     def link(self, source: str, target: str) -> Link:
         """The link between two layers.

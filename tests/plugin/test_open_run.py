@@ -147,6 +147,22 @@ def test_scaled_contributions_keep_nan_and_ignore_it_in_the_scale(tmp_path: Path
     np.testing.assert_array_equal(scaled[:2], [[0.5, -1, np.nan, 1], [0, 0, 0, 0]])
 
 
+def test_a_matrix_that_does_not_fit_its_layers_is_refused(tmp_path: Path) -> None:
+    graph = sample.graph().to_json()
+    graph["links"].append({"source": "nowhere", "target": "out", "kind": "channels", "start": 0, "group": 1})
+    graph["links"].append({"source": "fc", "target": "nowhere", "kind": "channels", "start": 0, "group": 1})
+    body = {"step": 0, "target": "out", "direction": "forward", "samples": "batch", "columns": "channel"}
+    matrices = [
+        Record("contribution", 0, 0, {**body, "target": target}, {"values": np.ones((3, 7), np.float32)})
+        for target in ("out", "nowhere")
+    ]
+    sample.write(tmp_path, [sample.recording_record(), Record("graph", 0, 0, graph), *matrices])
+    run = open_run(tmp_path)
+    for source, target in (("fc", "out"), ("nowhere", "out"), ("fc", "nowhere")):
+        with pytest.raises(UnknownNameError, match="does not fit"):
+            run.contribution(source, target, 0)
+
+
 def test_findings_are_worst_first_then_earliest(run: Run) -> None:
     recorded = [finding for finding in run.findings if finding.summary in {f.summary for f in sample.FINDINGS.values()}]
     assert [(finding.kind, finding.step) for finding in recorded] == [
@@ -181,7 +197,8 @@ WRONG: list[tuple[str, str, tuple[Any, ...], str]] = [
     ("contribution", "target", ("fc", "x", 0), "x"),
     ("contribution", "no link", ("out", "conv", 0), "none"),
     ("contribution", "step", ("fc", "out", 7), "0, 8"),
-    ("contribution", "direction", ("fc", "out", 0, "x"), "none"),
+    ("contribution", "direction", ("fc", "out", 0, "x"), "forward, backward"),
+    ("contribution", "examples", ("fc", "out", 0, "forward", "x"), "batch, abnormal, normal"),
     ("contribution", "samples", ("fc", "out", 0, "forward", "normal"), "9"),
 ]
 
