@@ -118,7 +118,7 @@ def measure(run: Path) -> None:
     first, last = opened.steps or (0, 0)
     print(f"steps {first} to {last}")
     print(f"index: {wall:.2f} s wall, {cpu:.2f} s CPU, {_memory_mb() - before:.0f} MB more memory\n")
-    print("| view | cold ms | warm ms | kB |\n|---|---|---|---|")
+    print("| view | cold ms | warm ms | warm CPU ms | kB |\n|---|---|---|---|---|")
     middle = str((first + last) // 2)
     layer = {"layer": "net.3"}
     views: list[tuple[str, str, dict[str, str]]] = [
@@ -135,12 +135,14 @@ def measure(run: Path) -> None:
     ]
     for title, route, query in views:
         CACHE.clear()
-        times = []
+        times, cpu_times = [], []
         for _ in range(REPEATS + 1):
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             size = answer(opened, route, query)
             times.append(1000 * (time.perf_counter() - start))
-        print(f"| {title} | {times[0]:.0f} | {statistics.median(times[1:]):.0f} | {size / 1000:.0f} |", flush=True)
+            cpu_times.append(1000 * (time.process_time() - cpu_start))
+        warm, warm_cpu = statistics.median(times[1:]), statistics.median(cpu_times[1:])
+        print(f"| {title} | {times[0]:.0f} | {warm:.0f} | {warm_cpu:.0f} | {size / 1000:.0f} |", flush=True)
     start = time.perf_counter()
     for _ in range(20):
         opened.refresh()

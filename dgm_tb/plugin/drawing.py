@@ -6,7 +6,7 @@ import numpy as np
 
 from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.plugin import tracks
-from dgm_tb.plugin.decimate import decimated
+from dgm_tb.plugin.decimate import column_starts
 from dgm_tb.plugin.tracks import Spans, Windows
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -66,12 +66,14 @@ def draw(
 
 
 def _thinned(main: Array) -> Array:
-    """Lines to compare ``[neurons, points]``."""
+    """Lines to compare ``[neurons, points]``; a value that is not finite makes its point so."""
     if not len(main):
         return np.zeros((main.shape[1], 1), np.float32)
     values = main.astype(np.float32)
-    steps = np.arange(len(main))
-    return decimated(steps, values, values, np.ones(values.shape, np.bool_), SAMPLING_COLUMNS)[1].T
+    if len(values) <= 2 * SAMPLING_COLUMNS:
+        return values.T
+    starts = column_starts(len(values), SAMPLING_COLUMNS)
+    return np.concatenate([np.minimum.reduceat(values, starts, 0), np.maximum.reduceat(values, starts, 0)]).T
 
 
 def _farthest(main: Array, outliers: Array, limit: int) -> Array:
