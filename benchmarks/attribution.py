@@ -9,13 +9,13 @@ medians over rounds. A training step is a discriminator step on real and fake im
 from __future__ import annotations
 
 import argparse
-import itertools
 import statistics
 import time
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
+from models import discriminator, generator
 from torch import Tensor, nn
 
 from dgm_tb.algorithms.contribution import contribution_matrix, gradient_matrix
@@ -23,24 +23,6 @@ from dgm_tb.algorithms.edges import edge_contributions
 from dgm_tb.algorithms.relevance import RelevanceMode, relevance
 
 LINEAR = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-
-
-def generator(width: int = 64, latent: int = 100) -> nn.Sequential:
-    layers: list[nn.Module] = []
-    sizes = [latent, width * 8, width * 4, width * 2, width]
-    for i, (n_in, n_out) in enumerate(itertools.pairwise(sizes)):
-        stride, padding = (1, 0) if i == 0 else (2, 1)
-        layers.append(nn.ConvTranspose2d(n_in, n_out, 4, stride, padding, bias=False))
-        layers += [nn.BatchNorm2d(n_out), nn.ReLU(True)]
-    return nn.Sequential(*layers, nn.ConvTranspose2d(width, 3, 4, 2, 1, bias=False), nn.Tanh())
-
-
-def discriminator(width: int = 64) -> nn.Sequential:
-    layers: list[nn.Module] = [nn.Conv2d(3, width, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True)]
-    for factor in (1, 2, 4):
-        layers += [nn.Conv2d(width * factor, width * factor * 2, 4, 2, 1, bias=False)]
-        layers += [nn.BatchNorm2d(width * factor * 2), nn.LeakyReLU(0.2, True)]
-    return nn.Sequential(*layers, nn.Conv2d(width * 8, 1, 4, bias=False))
 
 
 class Gan:
