@@ -146,14 +146,18 @@ def _range(run: Run, arguments: Arguments) -> tuple[int, int]:
 
 
 def _of_windows(found: Windows, neurons: Array, columns: int) -> tuple[Array, Array, Array]:
-    """Smallest and largest value of some neurons in every column of windows."""
+    """Smallest and largest value of some neurons in every column of windows, and what is not finite."""
     values = found.values[:, neurons].astype(np.float32)
     by_name = {name: values[:, :, number] for number, name in enumerate(found.aggregates)}
-    low, high = by_name.get("min", by_name["main"]), by_name.get("max", by_name["main"])
-    is_bad = ~np.isfinite(by_name["main"])  # the extremes are those of the finite steps
-    low, high = np.where(is_bad, by_name["main"], low), np.where(is_bad, by_name["main"], high)
-    known = np.ones(low.shape, np.bool_)
-    return decimated(found.bounds[:, 1], low, high, known, columns, is_range=len(by_name) > 1)
+    main = by_name["main"]
+    low, high = by_name.get("min", main), by_name.get("max", main)
+    steps, known = found.bounds[:, 1], np.broadcast_to(found.is_recorded[:, None], main.shape)
+    bad = np.flatnonzero((~np.isfinite(main) & np.isfinite(low)).any(1))
+    if len(bad):  # the extremes are those of the finite steps: the main value is a point of its own
+        order = np.argsort(np.concatenate([np.arange(len(steps)), bad]), kind="stable")
+        low, high = (np.concatenate([lines, main[bad]])[order] for lines in (low, high))
+        steps, known = np.concatenate([steps, steps[bad]])[order], np.concatenate([known, known[bad]])[order]
+    return decimated(steps, low, high, known, columns, is_range=len(by_name) > 1)
 
 
 def _layer_matrix(run: Run, quantity: str, statistic: str, first: int, last: int) -> tuple[Array, Array, Array]:

@@ -53,7 +53,7 @@ def draw(
         last: Last step.
         max_outliers: Outliers to draw at most, those farthest from the layer's median first; all by default.
     """
-    main = windows.values[:, :, 0]
+    main = windows.values[windows.is_recorded, :, 0]
     n_neurons = main.shape[1]
     sampled, outliers = tracks.sampled_neurons(spans, layer, quantity, first, last)
     sampled, outliers = sampled[sampled < n_neurons], outliers[outliers < n_neurons]

@@ -37,6 +37,12 @@ class Windows(NamedTuple):
     values: Array
     aggregates: tuple[str, ...]
 
+    @property
+    def is_recorded(self) -> Array:
+        """Whether the layout had these neurons yet: all windows but those, all NaN, before the first other one."""
+        is_there = ~np.isnan(self.values).all((1, 2))
+        return np.asarray(np.logical_or.accumulate(is_there) | ~is_there.any())
+
 
 class Points(NamedTuple):
     """Full-resolution values of sampled neurons, one entry per neuron and step.
@@ -223,7 +229,7 @@ def at_every_step(
     if not len(steps) or not len(found.bounds):
         return EveryStep(steps, np.full(shape, np.nan, np.float32), np.zeros(shape, np.bool_))
     window = np.searchsorted(found.bounds[:, 1], steps).clip(0, len(found.bounds) - 1)
-    is_inside = (steps >= found.bounds[window, 0]) & (steps <= found.bounds[window, 1])
+    is_inside = (steps >= found.bounds[window, 0]) & (steps <= found.bounds[window, 1]) & found.is_recorded[window]
     values = found.values[window[:, None], neurons, 0].astype(np.float32)
     values[~is_inside] = np.nan
     is_known = np.repeat(is_inside[:, None], len(neurons), 1)

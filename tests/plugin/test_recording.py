@@ -277,7 +277,8 @@ def test_a_finding_that_is_written_again_replaces_the_earlier(tmp_path: Path) ->
     assert [finding.summary for finding in open_run(tmp_path).findings] == ["second"]
 
 
-def test_what_a_grown_layout_did_not_have_yet_is_nan(tmp_path: Path) -> None:
+def grown(folder: Path) -> Path:
+    """A recording in which the layers ``fc``, ``unfold`` and ``late`` appear at step 4."""
     grown = sample.graph()
     small = Graph(grown.nodes, grown.edges, grown.modules, grown.layers[:2], grown.weights, grown.links)
     late = Layer("late", "late", "Linear", 3, sum(sample.LAYERS.values()), [2, 3])
@@ -298,11 +299,15 @@ def test_what_a_grown_layout_did_not_have_yet_is_nan(tmp_path: Path) -> None:
                {"windows": bounds, "values": windows}),
     ]  # fmt: skip
     sample.write(
-        tmp_path,
+        folder,
         [sample.recording_record(), Record("graph", 0, 0, small.to_json()), *early,
          Record("graph", 4, 4, grown.to_json()), *later],
     )  # fmt: skip
-    run = open_run(tmp_path)
+    return folder
+
+
+def test_what_a_grown_layout_did_not_have_yet_is_nan(tmp_path: Path) -> None:
+    run = open_run(grown(tmp_path))
     assert run.gaps == []
     for layer in ("late", "fc"):
         found = run.dynamics(layer)

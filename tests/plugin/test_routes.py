@@ -12,6 +12,7 @@ import pytest
 import sample_recording as sample
 from conftest import BASE, make_client
 from sample_recording import STEPS
+from test_recording import grown
 from werkzeug.test import Client, TestResponse
 
 from dgm_tb.plugin import plugin as plugin_module
@@ -415,6 +416,22 @@ def test_dynamics_mark_what_is_not_finite(client: Client) -> None:
     assert np.isfinite(arrays["quantiles"]).all()
 
 
+@pytest.mark.parametrize("statistic", ["mean", "max"])
+def test_what_a_layer_did_not_record_yet_is_no_finding(tmp_path: Path, statistic: str) -> None:
+    client = make_client(grown(tmp_path))
+    for layer in ("late", "fc"):
+        header, arrays = get_arrays(client, "dynamics", run=".", layer=layer, statistic=statistic)
+        assert header["nonfinite_neurons"] == 0
+        early = arrays["steps"] < 4
+        assert np.isnan(arrays["values"][:, early]).all()
+        assert np.isfinite(arrays["values"][:, ~early]).all()
+        assert not arrays["nonfinite"].any()
+    header, arrays = get_arrays(client, "minis", run=".")
+    assert not arrays["nonfinite"].any()
+    assert header["layers"][-1] == "late"
+    assert np.isnan(arrays["values"][-1, :4]).all()
+
+
 def test_dynamics_of_other_statistics_are_windows(client: Client) -> None:
     header, arrays = get_arrays(client, "dynamics", layer="fc", statistic="max")
     assert header["resolution"] == "windows of 4 steps"
@@ -436,6 +453,18 @@ def test_dynamics_of_many_windows_are_their_smallest_and_largest(client: Client)
     for neuron, line in zip(arrays["neurons"], arrays["values"], strict=True):
         assert line.min() == low[neuron].min()
         assert line.max() == high[neuron].max()
+
+
+def test_a_window_shows_its_extremes_and_the_nan_between_them(client: Client) -> None:
+    _, arrays = get_arrays(client, "dynamics", layer="fc", columns=2)
+    row = arrays["neurons"].tolist().index(1)
+    neuron = sample.span_of("fc").start + 1
+    line, codes = arrays["values"][row], arrays["nonfinite"][row]
+    finite = line[np.isfinite(line)]
+    low, high = (sample.window_values("activation", f"mean/{name}")[neuron] for name in ("min", "max"))
+    assert (finite.min(), finite.max()) == (low.min(), high.max())
+    assert np.isnan(line[codes == 1]).all()
+    assert (codes == 1).any()
 
 
 def test_dynamics_of_a_range_hold_its_steps_only(client: Client) -> None:
