@@ -25,7 +25,7 @@ import numpy as np
 from dgm_tb.framing import frame
 from dgm_tb.graph import Edge, Graph, Layer, Link, Node, Weight
 from dgm_tb.plugin.cache import CACHE
-from dgm_tb.plugin.plugin import ARRAY_ROUTES, JSON_ROUTES
+from dgm_tb.plugin.plugin import ARRAY_ROUTES, JSON_ROUTES, view
 from dgm_tb.plugin.run import Run, open_run
 from dgm_tb.plugin.wire import Arguments, pack
 from dgm_tb.records import PLUGIN_NAME, STATISTICS, Record, compact, encode
@@ -154,8 +154,8 @@ def answer(opened: Run, route: str, query: dict[str, str]) -> int:
     """Call a route; returns the size of its answer in bytes."""
     arguments = Arguments(query)
     if route in JSON_ROUTES:
-        return len(json.dumps(JSON_ROUTES[route](opened, arguments)))
-    return len(pack(*ARRAY_ROUTES[route](opened, arguments)))
+        return len(json.dumps(view(JSON_ROUTES[route])(opened, arguments)))
+    return len(pack(*view(ARRAY_ROUTES[route])(opened, arguments)))
 
 
 def _memory_mb() -> float:
