@@ -309,10 +309,13 @@ class Run:
     # -- internals -----------------------------------------------------------------------------------------------------
 
     def spans(self) -> Iterator[tuple[Recording, float]]:
-        """Each recording with the step from which a later one supersedes it."""
+        """Each recording with the step from which a later one supersedes it.
+
+        A start that has recorded no step yet (or never did) supersedes nothing.
+        """
         recordings = self.recordings
         for number, recording in enumerate(recordings):
-            later = [other.resume_step for other in recordings[number + 1 :]]
+            later = [other.resume_step for other in recordings[number + 1 :] if other.steps is not None]
             yield recording, float(min(later, default=np.inf))
 
     def _entries(self, kind: str, **wanted: Any) -> list[tuple[Entry, float]]:

@@ -129,11 +129,11 @@ def test_a_gap_that_appears_changes_the_revision(tmp_path: Path) -> None:
     assert run.revision != before
 
 
-def test_a_file_cut_at_any_byte_opens_with_all_whole_records(tmp_path: Path) -> None:
+def test_a_file_cut_anywhere_opens_with_all_whole_records(tmp_path: Path) -> None:
     whole = sample.framed([sample.recording_record(), *losses_in_pieces(2)])
     ends = np.cumsum([len(frame(encode(r))) for r in [sample.recording_record(), *losses_in_pieces(2)]])
     path = sample.write(tmp_path, [])
-    for cut in range(len(whole) + 1):
+    for cut in sorted({*range(0, len(whole) + 1, 11), *ends, *(ends - 1), *(ends + 1)} - {len(whole) + 1}):
         path.write_bytes(whole[:cut])
         run = Run(tmp_path)
         assert len(steps_of(run)) == 6 * max(0, int((ends <= cut).sum()) - 1)
@@ -144,7 +144,7 @@ def test_one_wrong_byte_anywhere_never_breaks_the_rest(tmp_path: Path) -> None:
     whole = sample.framed(records)
     sample.write(tmp_path, [], segment=1)
     path = sample.write(tmp_path, [])
-    for at in range(len(whole)):
+    for at in range(0, len(whole), 5):
         damaged = bytearray(whole)
         damaged[at] ^= 0xFF
         path.write_bytes(damaged)
@@ -253,6 +253,15 @@ def test_a_later_recording_supersedes_from_its_resume_step(tmp_path: Path) -> No
     recorded = {"dead_units"} & {finding.kind for finding in run.findings if finding.summary == "1 of 3 is zero"}
     assert recorded == {"dead_units"}
     assert not [finding for finding in run.findings if finding.kind == "outlier_sample"]
+
+
+def test_a_start_without_a_step_supersedes_nothing(tmp_path: Path) -> None:
+    sample.write(tmp_path, sample.all_records(), "a")
+    sample.write(tmp_path, [sample.recording_record("b", resume_step=0, started=sample.STARTED + 100)], "b")
+    run = open_run(tmp_path)
+    assert run.steps == (0, STEPS - 1)
+    assert run.losses["train_loss"].steps.tolist() == list(range(STEPS))
+    assert len(run.findings) >= len(sample.FINDINGS)
 
 
 def test_findings_of_two_recordings_with_one_id_are_both_kept(tmp_path: Path) -> None:
