@@ -25,7 +25,8 @@ from dgm_tb.records import KINDS, STATISTICS, Record, encode
 
 GOLDEN = (Path(__file__).parents[1] / "golden" / "schema-1.dgm").read_bytes()
 RECORDS = [encode(record) for record in sample.all_records()]
-SECONDS = 5.0
+SECONDS = 20.0
+"""A hang is longer than this on any machine; all requests together take about 0.1 s."""
 
 ODD_VALUES: list[Any] = [
     None, True, -1, 0, 1.5, 2**53 + 1, 10**400, float("nan"), float("inf"), "", "x", "../../etc/passwd", "\ud800",
@@ -112,7 +113,7 @@ def test_broken_bytes_are_skipped(tmp_path: Path) -> None:
 
 def test_broken_payloads_with_right_checksums_are_skipped(tmp_path: Path) -> None:
     rng = random.Random(1)
-    for number in range(120):
+    for number in range(80):
         payloads = RECORDS[:]
         for _ in range(4):
             at = rng.randrange(len(payloads))
