@@ -1,5 +1,6 @@
 """Runs the detectors over a recording."""
 
+import threading
 import time
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -32,18 +33,20 @@ class Diagnosis:
         self._worked_out = -REST_SECONDS
         self._rest = REST_SECONDS
         self._findings: list[Finding] = []
+        self._lock = threading.Lock()
 
     def findings(self, run: "Run") -> list[Finding]:
         """What the detectors find in a run, up to its first non-finite step."""
-        revision, now = run.revision, time.monotonic()
-        is_due = now - self._worked_out >= self._rest or run.ended is not None
-        if revision != self._revision and is_due:
-            recorded = run.recorded_findings().values()
-            bad = [f.evidence.get("first_nonfinite_step", f.step) for f in recorded if f.kind == "nonfinite"]
-            history = history_of(run, min(map(int, bad), default=None))
-            self._findings = [Finding(**vars(detection), run=run.name) for detection in detect(history)]
-            self._revision, self._worked_out = revision, time.monotonic()
-            self._rest = max(REST_SECONDS, REST_SHARE * (self._worked_out - now))
+        with self._lock:  # clients that ask at once wait for one another's work
+            revision, now = run.revision, time.monotonic()
+            is_due = now - self._worked_out >= self._rest or run.ended is not None
+            if revision != self._revision and is_due:
+                recorded = run.recorded_findings().values()
+                bad = [f.evidence.get("first_nonfinite_step", f.step) for f in recorded if f.kind == "nonfinite"]
+                history = history_of(run, min(map(int, bad), default=None))
+                self._findings = [Finding(**vars(detection), run=run.name) for detection in detect(history)]
+                self._revision, self._worked_out = revision, time.monotonic()
+                self._rest = max(REST_SECONDS, REST_SHARE * (self._worked_out - now))
         return self._findings
 
 
