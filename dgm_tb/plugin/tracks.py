@@ -40,8 +40,8 @@ class Windows(NamedTuple):
     @property
     def is_recorded(self) -> Array:
         """Whether the layout had these neurons yet: all windows but those, all NaN, before the first other one."""
-        is_there = ~np.isnan(self.values).all((1, 2))
-        return np.asarray(np.logical_or.accumulate(is_there) | ~is_there.any())
+        there = (number for number, window in enumerate(self.values) if not np.isnan(window).all())
+        return np.asarray(np.arange(len(self.values)) >= next(there, 0))
 
 
 class Points(NamedTuple):
