@@ -196,7 +196,11 @@ def sampled_neurons(spans: Spans, layer: str, quantity: str, first: float, last:
                 continue
             entries = recording.entries("polylines", quantity=of, statistic=statistic)
             read = partial(_read_sampled, begin=span[0], stop=span[1])
-            found = recording.joined(("sampled", of, statistic, span), entries, read)
+            touched = [e for e in entries if e.first_step <= last and e.last_step >= first]
+            if len(touched) * SELDOM > len(entries):
+                found = recording.joined(("sampled", of, statistic, span), entries, read)
+            else:
+                found = recording.collect(touched, read)
             if found:
                 starts, ends, ids, flags = found
                 inside = (starts <= last) & (ends >= first) & (starts < limit)
