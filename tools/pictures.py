@@ -12,7 +12,7 @@ from playwright.sync_api import Browser, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "browser"))
 
-from conftest import CHROMIUM, FLAGS, serve  # noqa: E402 - the page tests know how to start both
+from serving import CHROMIUM, FLAGS, serve  # noqa: E402 - the page tests know how to start both
 
 from dgm_tb.demo.training import record  # noqa: E402
 

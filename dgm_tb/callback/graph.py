@@ -62,7 +62,9 @@ def build_graph(
             graph.links.extend(links)
             if not links:
                 graph.no_contribution[slot.name] = reason
-        elif slot.type not in _SAME_CHANNELS_MODULES:
+        elif slot.type in _SAME_CHANNELS_MODULES:
+            graph.no_contribution[slot.name] = f"{slot.type} keeps its neurons apart: each comes from its own one"
+        else:
             graph.no_contribution[slot.name] = f"no contribution rule for {slot.type}"
     return graph
 

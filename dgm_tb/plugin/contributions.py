@@ -32,7 +32,7 @@ def contributions(run: Run, arguments: Arguments) -> Answer:
     columns: list[dict[str, Any]] = []
     arrays: dict[str, Array] = {}
     for role, name, link in _columns(graph, layer):
-        column, parts = _column(run, role, name, link, neuron, step, samples)
+        column, parts = _column(run, layer, role, name, link, neuron, step, samples)
         arrays |= {f"{key}_{len(columns)}": part for key, part in parts.items()}
         columns.append(column)
     return {"layer": layer, "neuron": neuron, "step": step, "samples": samples, "columns": columns}, arrays
@@ -99,7 +99,7 @@ def _neighbours(graph: Graph, layer: str, *, upstream: bool) -> list[str]:
 
 
 def _column(
-    run: Run, role: str, name: str, link: Link | None, neuron: int | None, step: int, samples: str
+    run: Run, focus: str, role: str, name: str, link: Link | None, neuron: int | None, step: int, samples: str
 ) -> tuple[dict[str, Any], dict[str, Array]]:
     layer = find_layer(run.graph, name)
     column: dict[str, Any] = {
@@ -115,8 +115,7 @@ def _column(
     if role == "focus":
         return column, arrays
     if link is None:
-        target = name if role == "target" else ""
-        reason = run.graph.no_contribution.get(target, "") if target else ""
+        reason = run.graph.no_contribution.get(name if role == "target" else focus, "")
         column["reason"] = reason or "no contribution matrix joins these layers"
         return column, arrays
     steps = {direction: _steps(run, link, direction, samples) for direction in DIRECTIONS}

@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import Open, serve
 from playwright.sync_api import Page, expect
+from serving import Open, serve
 from test_tab import region, selection, wait_for_selection
 
 from dgm_tb import open_run
@@ -53,6 +53,7 @@ def test_from_the_finding_to_the_image(
 
 def test_every_layer_of_the_model_can_be_looked_at(page: Page, open_tab: Open, address: str) -> None:
     frame = open_tab("", url=address)
+    wait_for_selection(page, sample=str(ABNORMAL_INDEX))
     for layer in ("encoder.0", "between.1", "decoder.5"):
         page.evaluate(f"location.hash = '#dgmtracker&p.dgmtracker.layer={layer}&p.dgmtracker.step=200'")
         expect(region(frame, "Dynamics").locator("header")).to_contain_text(layer)

@@ -7,8 +7,8 @@ from urllib.parse import unquote
 import numpy as np
 import pytest
 import synthetic
-from conftest import Open, serve
 from playwright.sync_api import Frame, Locator, Page, expect
+from serving import Open, serve
 
 from dgm_tb.framing import frame as frame_record
 from dgm_tb.records import Record, encode
