@@ -37,7 +37,8 @@ from torch.utils.tensorboard import SummaryWriter
 from dgm_tb import DGMTrackerCallback
 from dgm_tb.plugin.recording import Recording
 
-WARM_UP = 2
+MEASURED = slice(2, -1)
+"""Turns: the first ones trace the graph and warm up, and after the last one Lightning still has a batch in hand."""
 WINDOW_STEPS = 16
 TURN_STEPS = {"DCGAN": 1, "ResNet-18": 1, "MLP-VAE": 10}
 BLOCK_TURNS = {"DCGAN": 1, "ResNet-18": 1, "MLP-VAE": 10}
@@ -208,9 +209,9 @@ def measure(model_name: str, contenders: dict[str, Contender], seconds: float, f
     results = {}
     for name, contender in contenders.items():
         size = max(-(-contender.cadence // turn_steps), BLOCK_TURNS[model_name])
-        own, bare = (_blocks(turns[who][WARM_UP:], size) for who in (name, "bare"))
+        own, bare = (_blocks(turns[who][MEASURED], size) for who in (name, "bare"))
         ratios = [mine / its for mine, its in zip(own, bare, strict=True)]
-        per_step = statistics.fmean(turns[name][WARM_UP:]) / turn_steps
+        per_step = statistics.fmean(turns[name][MEASURED]) / turn_steps
         results[name] = Result(per_step, ratios, _bytes_per_step(folder / name, n_turns * turn_steps))
     return results
 
