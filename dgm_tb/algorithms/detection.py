@@ -16,7 +16,14 @@ MIN_STEPS = 48
 """Fresh networks are given this many steps before anything is said of them."""
 
 DEAD_SHARE = 0.05
-"""Up to one neuron in twenty may be dead from the start of a healthy layer (an unlucky initial weight)."""
+"""Up to one neuron in twenty dead from the start is not mentioned."""
+
+BURIED = 2.0
+"""Neurons that die by an unlucky initial weight stay close below zero and may come back (a fifth of a small healthy
+layer can be such); one whose input stays further below than this many times what its neighbours span is broken."""
+
+HALF_DEAD = 0.5
+"""A layer that lost half of its neurons from the start is broken whatever their inputs are."""
 
 DIED_SHARE = 0.9
 """A layer that lost nine neurons in ten on the way is beyond the pruning that healthy trainings show (below 60 %)."""
@@ -94,21 +101,37 @@ def dead_units(history: History) -> list[Detection]:
         always = np.flatnonzero(dead.all(1))
         at_end = np.flatnonzero(dead[:, -max(1, dead.shape[1] // 4) :].all(1))
         if len(always) > DEAD_SHARE * len(dead):
-            found.append(_dead(layer, always, 0, "never", len(dead)))
+            buried = _buried(history, layer, always)
+            is_broken = len(buried) > DEAD_SHARE * len(dead) or len(always) >= HALF_DEAD * len(dead)
+            named = buried if len(buried) and len(always) < HALF_DEAD * len(dead) else always
+            found.append(_dead(layer, named, 0, "never", len(dead), "warning" if is_broken else "info"))
         elif len(at_end) >= DIED_SHARE * len(dead):
             alive = ~dead[at_end].all(0)
             last_alive = int(np.flatnonzero(alive)[-1]) if alive.any() else -1
-            found.append(_dead(layer, at_end, int(layer.steps[max(last_alive, 0)]), "no longer", len(dead)))
+            found.append(_dead(layer, at_end, int(layer.steps[max(last_alive, 0)]), "no longer", len(dead), "warning"))
     return found
 
 
-def _dead(layer: LayerHistory, neurons: Array, since: int, when: str, n_neurons: int) -> Detection:
+def _buried(history: History, layer: LayerHistory, dead: Array) -> Array:
+    """Those of the dead neurons whose input stayed far below zero, as the layer before shows it."""
+    sources = [before for before in history.layers if before.name in history.parents.get(layer.name, ())]
+    source = next((before for before in sources if len(before.high) == len(layer.high)), None)
+    if source is None or not source.high.size:
+        return np.zeros(0, np.int64)
+    alive = np.setdiff1d(np.arange(len(layer.high)), dead)
+    if not len(alive):
+        return dead
+    span = float(np.median(np.maximum(np.abs(source.low[alive]), np.abs(source.high[alive])).max(1)))
+    return np.asarray(dead[source.high[dead].max(1) < -BURIED * span])
+
+
+def _dead(layer: LayerHistory, neurons: Array, since: int, when: str, n_neurons: int, severity: str) -> Detection:
     everything = len(neurons) == n_neurons
     who = f"none of its {n_neurons} neurons" if everything else f"{len(neurons)} of its {n_neurons} neurons"
     fires = ("fires" if everything else "never fire") if when == "never" else "fires any more" if everything else "died"
     return Detection(
         kind="dead_units",
-        severity="error" if everything else "warning",
+        severity="error" if everything else severity,
         step=since,
         first_step=since,
         last_step=int(layer.steps[-1]),

@@ -116,6 +116,8 @@ def is_spike(history: Sequence[float], value: float) -> bool:
         history: Losses of the recent steps, without this one.
         value: This step's.
     """
+    if len(history) < MIN_SPIKE_HISTORY or value <= SPIKE_RATIO * history[-1]:  # the usual case, at no cost
+        return False
     finite = np.array([v for v in history if math.isfinite(v)])
     if len(finite) < MIN_SPIKE_HISTORY or finite.min() < 0 or not math.isfinite(value):
         return False

@@ -142,13 +142,13 @@ class Recorder:
         self._own = time.perf_counter() - self._began
 
     @never_raises
-    @never_raises
     def abandon_step(self) -> None:
         """Forget a step that began and never ended: the training skipped the rest of its epoch."""
         if self.is_in_step:
             self._leave_step()
             self._attribution = None
 
+    @never_raises
     def note_loss(self, name: str, value: Any) -> None:
         """Note a loss of the current step; whatever is no number is passed over."""
         if isinstance(value, Tensor):
@@ -354,6 +354,9 @@ class Recorder:
             "options": self.options.to_json(),
             "window_steps": self.options.window_steps,
             "started": time.time(),
+            "versions": {},
+            "model": type(self.root).__name__,
+            "resume_step": self.step,
             **facts,
         }
         writer.write(Record("recording", self.step, self.step, body))

@@ -36,10 +36,13 @@ class Ring:
 
     def breaks_with_history(self, step: Step) -> tuple[str, float] | None:
         """The loss (or ``"gradient norm"``) that is far above all recent ones, with the ratio; None if none is."""
-        ratios = {name: jump(self._losses.get(name, ()), value) for name, value in step.losses.items()}
-        ratios["gradient norm"] = jump(self._gradient, _norm(step.gradient_norms))
-        name = max(ratios, key=lambda key: ratios[key])
-        return (name, ratios[name]) if ratios[name] >= JUMP_RATIO else None
+        series = [(name, self._losses.get(name, deque()), value) for name, value in step.losses.items()]
+        series.append(("gradient norm", self._gradient, _norm(step.gradient_norms)))
+        # what is not that many times the value before it is not that many times all of them, either: mostly all is done
+        leaps = [(n, h, v) for n, h, v in series if h and not abs(v) < JUMP_RATIO * abs(h[-1])]
+        ratios = {name: jump(history, value) for name, history, value in leaps}
+        name = max(ratios, key=lambda key: ratios[key], default="")
+        return (name, ratios[name]) if name and ratios[name] >= JUMP_RATIO else None
 
     def spiking_losses(self, step: Step) -> list[str]:
         """Names of the losses that leap out of a calm history in this step."""

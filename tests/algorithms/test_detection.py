@@ -19,11 +19,15 @@ def healthy_cnn() -> History:
     return History([relu_layer()], {}, {}, {})
 
 
-def cnn_with_dead_units() -> History:
+def cnn_with_dead_units(bias: float = -30.0) -> History:
+    """A convolution and its ReLU; three channels never come above the bias."""
     layer = relu_layer()
     high = layer.high.copy()
+    before = LayerHistory("net.0", "net.0", layer.steps, -layer.high, high.copy(), False)
+    before.high[[3, 7, 11]] = bias
+    before.low[[3, 7, 11]] = bias - 1
     high[[3, 7, 11]] = 0
-    return History([replace(layer, high=high)], {}, {}, {})
+    return History([before, replace(layer, high=high)], {}, {}, {"net.1": ["net.0"]})
 
 
 def gan(discriminator_loss: float) -> History:
@@ -66,6 +70,11 @@ def test_a_detector_finds_its_case_and_nothing_in_the_healthy_one(kind: str) -> 
 
 def test_dead_neurons_are_named() -> None:
     assert detect(cnn_with_dead_units())[0].neurons == [3, 7, 11]
+
+
+def test_neurons_that_an_unlucky_start_left_just_below_zero_give_no_warning() -> None:
+    (found,) = detect(cnn_with_dead_units(bias=-0.2))
+    assert found.severity == "info"
 
 
 def test_a_single_unlucky_neuron_is_no_finding() -> None:
