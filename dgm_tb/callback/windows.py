@@ -57,6 +57,7 @@ class Windows:
         self._window: list[Row] = []
         self._fresh: list[Row] = []
         self._done: list[tuple[int, int, dict[str, Array]]] = []
+        self._polylines: list[Record] = []
 
     def add(self, row: Row) -> None:
         """Take in one step."""
@@ -77,14 +78,10 @@ class Windows:
         observed = [row for row in rows if row.raw is not None or row.quantities]
         self._fill_in(observed)
         made += [_layer_record(quantity, observed, self.layers[quantity]) for quantity in STATISTICS if observed]
-        if self.window_steps > 1:
-            made += [
-                record
-                for quantity, sampler in self.samplers.items()
-                if (record := _polyline_record(quantity, observed, sampler)) is not None
-            ]
         if is_last and self._window:
             self._end_window()
+        made += self._polylines
+        self._polylines = []
         done, self._done = self._done, []
         made += [_dynamics_record(quantity, done, self.window_steps) for quantity in STATISTICS if done]
         return [record for record in made if all(array.size for array in record.arrays.values())]
@@ -117,6 +114,8 @@ class Windows:
         if self.window_steps > 1:
             for quantity, sampler in self.samplers.items():
                 sampler.update(aggregated[quantity][:, 0], self.layers[quantity])
+                record = _polyline_record(quantity, rows, sampler)
+                self._polylines += [record] if record is not None else []
 
 
 def _stack(rows: Sequence[Row], quantity: str) -> Array:
