@@ -1,10 +1,12 @@
 """What each route answers with: from a run and arguments to facts and arrays. See http_api.md."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from dgm_tb.errors import UnknownNameError
+from dgm_tb.graph import Layer
 from dgm_tb.plugin import tracks
 from dgm_tb.plugin.rows import find_layer, neuron_span, statistic_names
 from dgm_tb.plugin.run import Run
@@ -99,16 +101,23 @@ def graph(run: Run, arguments: Arguments) -> Any:
 
 def findings(run: Run, arguments: Arguments) -> Any:
     """Route ``findings``."""
-    slots = {layer.module: layer.name for layer in reversed(run.graph.layers)}
+    layers = run.graph.flow_order()
     return [
         {
             "id": number,
             **finding.to_json(),
-            "layer": slots.get(finding.module, ""),
+            "layer": _layer_of(finding.module, layers),
             "has_samples": bool(run.evidence("samples", number)),
         }
         for number, finding in run.numbered_findings()
     ]
+
+
+def _layer_of(module: str, layers: Sequence[Layer]) -> str:
+    """The slot to focus for a module: its own first one, else the first one inside it; "" if there is none."""
+    own = (layer.name for layer in layers if layer.module == module)
+    inside = (layer.name for layer in layers if module and layer.module.startswith(f"{module}."))
+    return next(own, next(inside, ""))
 
 
 def neurons(run: Run, arguments: Arguments) -> Answer:
