@@ -43,7 +43,8 @@ class DGMTrackerCallback(Callback):
         on_finding: ``"warn"``, ``"stop"`` (stops after a finding of severity error), ``"ignore"``, or a function that
             gets each ``Finding``.
         rules: Further rules of relevance propagation: module class or function -> rule.
-        roles: Names for the parts of the model, such as ``{"generator": "net_g"}``.
+        roles: Names for the parts of the model, such as ``{"generator": "net_g"}``; kept in the recording, and not used
+            by any detector yet.
 
     Raises:
         ValueError: If an argument is out of its range.
