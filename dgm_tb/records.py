@@ -57,7 +57,7 @@ STATISTICS: dict[str, tuple[Statistic, ...]] = {
         Statistic("std", ("mean",), "standard deviation (of the population) over examples and positions"),
         Statistic("min", ("min",), "smallest value over examples and positions"),
         Statistic("max", ("max",), "largest value over examples and positions"),
-        Statistic("zero_fraction", ("mean",), "share of exact zeros; in layers that never clip: 1 if constant zero, else 0"),
+        Statistic("zero_fraction", ("mean",), "share of exact zeros (layers that never clip: 1 if all zero, else 0)"),
     ),
     "gradient": (
         Statistic("rms", ("mean", "max"), "root mean square of dLoss/dActivation over examples and positions"),
