@@ -116,9 +116,7 @@ def main_input(batch: Any) -> Tensor | None:
 def labels(batch: Any) -> Tensor | None:
     """The first tensor with one whole number per example, or None."""
     size = batch_size(batch)
-    return next(
-        (t for t in tensors_in(batch) if t.dim() == 1 and len(t) == size and not t.is_floating_point()), None
-    )
+    return next((t for t in tensors_in(batch) if t.dim() == 1 and len(t) == size and not t.is_floating_point()), None)
 
 
 def largest_per_example(tensor: Tensor) -> Array:

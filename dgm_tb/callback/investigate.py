@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from dgm_tb.algorithms.outliers import OUTLIER_RATIO, Outliers, outlying_examples, worst_neurons
-from dgm_tb.callback.capture import Capture, StepRow
+from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.examples import largest_per_example, main_input
 from dgm_tb.callback.reductions import MAX, MIN
 from dgm_tb.callback.replay import Before, Origin, OriginFinder, Rerun, bad_gradient_rows, find_origin
 from dgm_tb.callback.slots import Slot
+from dgm_tb.callback.step_row import StepRow
 from dgm_tb.callback.tracer import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -205,9 +206,7 @@ class Investigator:
         if first is not None and outliers.positions and first.module != verdict.module:
             verdict.modules.append(first.module)
 
-    def _suspect(
-        self, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers
-    ) -> Slot | None:
+    def _suspect(self, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers) -> Slot | None:
         """The layer whose output, finite but extreme, made the function fail; or the layer that failed itself."""
         own = next((slot for slot in self.slots if slot.name == origin.node), None)
         if own is not None and any(True for _ in self.leaves[own.module].parameters()):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dgm_tb import records
 from dgm_tb.callback.attribution import Attribution
-from dgm_tb.callback.capture import Capture, StepRow
+from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.governor import Governor
 from dgm_tb.callback.graph import build_graph
 from dgm_tb.callback.inquiry import Inquiry
@@ -24,6 +24,7 @@ from dgm_tb.callback.replay import Before, Rerun, remember
 from dgm_tb.callback.ring import Ring
 from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import observable_modules
+from dgm_tb.callback.step_row import StepRow
 from dgm_tb.callback.tracer import Trace, Tracer
 from dgm_tb.callback.weights import WeightWatch
 from dgm_tb.callback.windows import Row, Windows

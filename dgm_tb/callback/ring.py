@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from dgm_tb.algorithms.outliers import JUMP_RATIO, is_spike, jump
-from dgm_tb.callback.capture import statistics_of
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.slots import Slot
+from dgm_tb.callback.step_row import statistics_of
 from dgm_tb.records import Record
 
 HISTORY_STEPS = 64

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from dgm_tb.callback.capture import StepRow, statistics_of
 from dgm_tb.callback.polylines import PolylineSampler
 from dgm_tb.callback.slots import Slot
+from dgm_tb.callback.step_row import StepRow, statistics_of
 from dgm_tb.records import STATISTICS, Record, compact
 
 Array = np.ndarray[Any, np.dtype[Any]]

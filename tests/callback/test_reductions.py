@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
-from dgm_tb.callback.capture import Capture, statistics_of
+from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.reductions import rows_norm
+from dgm_tb.callback.step_row import statistics_of
 
 
 @pytest.mark.parametrize("shape", [(64, 20), (32, 5, 20), (16, 20, 6, 6)])
