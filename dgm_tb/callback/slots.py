@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgm_tb.callback.axes import example_axis
 from dgm_tb.graph import Layer
 
 MAX_CALLS = 8
@@ -50,6 +51,7 @@ class Slot:
         is_last_axis: Whether the neurons lie on the last axis of the output, else on axis 1.
         counts_zeros: Whether exact zeros are counted (they are common), else only neurons constant at zero are.
         shape: Output shape when first seen.
+        example_axis: The axis of the output that holds the examples, or None: nothing is known of single examples.
         pivot: Subtracted from every neuron's values before they are squared ``[neurons]``, or None: where the mean is
             many times the standard deviation, squares alone would leave nothing of the latter in float32.
         n_observed: How often the slot was observed.
@@ -63,6 +65,7 @@ class Slot:
     is_last_axis: bool
     counts_zeros: bool
     shape: tuple[int, ...]
+    example_axis: int | None = 0
     pivot: Tensor | None = None
     n_observed: int = 0
 
@@ -111,16 +114,19 @@ def observable_modules(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str,
     return chosen, skipped
 
 
-def floating_outputs(output: Any, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Every floating-point tensor in a module's output, with its place as a suffix.
+def floating_outputs(output: Any, module: nn.Module | None = None) -> Iterator[tuple[str, Tensor]]:
+    """Every floating-point tensor in a module's output whose neurons are recorded, with its place as a suffix.
+
+    Attention weights are recorded per head ``[examples, heads, targets, sources]``. Averaged over the heads they have
+    no neurons: as many rows and columns as the sequences are long.
 
     Yields:
         ``("", tensor)`` for the first one, then ``("[1]", tensor)``, ``("[key]", tensor)`` for the others of a tuple,
         list, dict or dataclass.
     """
-    found = _leaves(output, prefix)
-    for number, (suffix, tensor) in enumerate(found):
-        yield ("" if number == 0 else suffix), tensor
+    for number, (suffix, tensor) in enumerate(_leaves(output, "")):
+        if number == 0 or not isinstance(module, nn.MultiheadAttention) or tensor.dim() == 4:
+            yield ("" if number == 0 else suffix), tensor
 
 
 def _leaves(output: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
@@ -138,7 +144,17 @@ def _leaves(output: Any, prefix: str) -> Iterator[tuple[str, Tensor]]:
             yield from _leaves(item, f"{prefix}[{key}]")
 
 
-def new_slot(name: str, path: str, module: nn.Module, output: Tensor, offset: int, *, input_axis: bool | None) -> Slot:
+def new_slot(
+    name: str,
+    path: str,
+    module: nn.Module,
+    output: Tensor,
+    offset: int,
+    *,
+    input_axis: bool | None,
+    order: bool | None = True,
+    n_examples: int | None = None,
+) -> Slot:
     """The slot for a module's output seen for the first time.
 
     Args:
@@ -148,9 +164,13 @@ def new_slot(name: str, path: str, module: nn.Module, output: Tensor, offset: in
         output: Its output, at least one axis.
         offset: Number of its first neuron.
         input_axis: ``is_last_axis`` of the slot whose neurons came in, if known: element-wise modules keep it.
+        order: Whether examples come first, see ``axes.batch_orders``.
+        n_examples: Number of examples in the batch, if known.
     """
-    shape = tuple(output.shape)
-    if output.dim() <= 2 or isinstance(module, _CHANNELS_LAST):
+    shape, suffix = tuple(output.shape), name.partition("[")[2]
+    if isinstance(module, nn.MultiheadAttention) and suffix:
+        is_last = False  # heads
+    elif output.dim() <= 2 or isinstance(module, _CHANNELS_LAST):
         is_last = True
     elif isinstance(module, _CHANNELS_FIRST):
         is_last = False
@@ -160,4 +180,5 @@ def new_slot(name: str, path: str, module: nn.Module, output: Tensor, offset: in
         is_last = output.dim() == 3
     neurons = 1 if output.dim() == 1 else shape[-1] if is_last else shape[1]
     counts_zeros = isinstance(module, _ZEROING) or not type(module).__module__.startswith("torch.")
-    return Slot(name, path, type(module).__name__, neurons, offset, is_last, counts_zeros, shape)
+    examples = example_axis(module, suffix, output, is_last_axis=is_last, order=order, n_examples=n_examples)
+    return Slot(name, path, type(module).__name__, neurons, offset, is_last, counts_zeros, shape, examples)
