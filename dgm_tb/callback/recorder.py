@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dgm_tb import records
 from dgm_tb.callback.attribution import Attribution
 from dgm_tb.callback.capture import Capture
+from dgm_tb.callback.examples import batch_size
 from dgm_tb.callback.governor import Governor
 from dgm_tb.callback.graph import build_graph
 from dgm_tb.callback.inquiry import Inquiry
@@ -130,7 +131,7 @@ class Recorder:
         self._before = remember(self.step, batch, batch_idx, indices, self.root)
         self.is_in_step = True
         if self._governor.is_due(self.step) or self._must_trace:
-            self.capture.begin()
+            self.capture.begin(batch_size(batch))
             if self._is_snapshot():
                 graph = self.graph or Graph()
                 self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
