@@ -1,4 +1,8 @@
-"""When: maps PyTorch Lightning's hooks to the recorder's steps, and finds out where to write."""
+"""When: maps PyTorch Lightning's hooks to the recorder's steps, and finds out where to write.
+
+Lightning comes as two packages of the same content, ``lightning`` and ``pytorch_lightning``. This module imports
+neither; ``lightning.py`` and ``pytorch_lightning.py`` beside it join ``TrackerHooks`` with their package's base class.
+"""
 
 import socket
 import sys
@@ -7,10 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
 from torch import Tensor
 
@@ -24,7 +25,7 @@ from dgm_tb.callback.say import warn
 from dgm_tb.records import Finding
 
 
-class DGMTrackerCallback(Callback):
+class TrackerHooks:
     """Records a training for TensorBoard's tab *DGMTracker*, ``dgm-tb diagnose`` and ``dgm_tb.open_run``.
 
     It never changes the training: losses and final weights are those without it, bit for bit on the CPU. If something
@@ -90,7 +91,7 @@ class DGMTrackerCallback(Callback):
 
     # -- start and end -------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Start to observe the samplers, before Lightning makes its first iterator."""
         if stage != "fit":
             return
@@ -101,7 +102,7 @@ class DGMTrackerCallback(Callback):
         except Exception as error:
             self._lose_indices(error)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the recording."""
         try:
             self._start(trainer, pl_module)
@@ -109,18 +110,18 @@ class DGMTrackerCallback(Callback):
             self._close("exception")
             warn(f"nothing is recorded, training goes on: {type(error).__name__}: {error}")
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         """Write everything."""
         self._close("finished")
 
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Look into the step that raised, and write everything."""
         if self.recorder is not None:
             self.recorder.fail(exception, trainer.global_step)
         self._close("exception")
         self._observer.remove()  # Lightning tears no callback down after an exception
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Write everything, if it was not done yet, and leave no trace."""
         self._close("finished")
         self._observer.remove()
@@ -135,26 +136,24 @@ class DGMTrackerCallback(Callback):
 
     # -- steps ---------------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Begin a step."""
         if self.recorder is not None:
             self._n_backward = 0
             self.recorder.begin_step(batch, batch_idx, self._next_indices(trainer, batch, batch_idx))
 
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """Note the loss of each manual backward pass."""
         if self.recorder is not None and not pl_module.automatic_optimization:
             self.recorder.note_loss(f"backward.{self._n_backward}", loss)
             self._n_backward += 1
 
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Note the gradients, unscaled and not yet clipped."""
         if self.recorder is not None:
             self.recorder.note_gradients(p for group in optimizer.param_groups for p in group["params"])
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the step."""
         if self.recorder is None:
             return
@@ -165,14 +164,14 @@ class DGMTrackerCallback(Callback):
         if self.recorder.should_stop:
             trainer.should_stop = True
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         """Forget a step that the training skipped."""
         if self.recorder is not None:
             self.recorder.abandon_step()
 
     # -- internals -----------------------------------------------------------------------------------------------------
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def _start(self, trainer: Any, pl_module: Any) -> None:
         self._place = (-1, 0)
         folder = self._run_folder(trainer)
         is_writing = folder is not None and trainer.is_global_zero and not bool(getattr(trainer, "fast_dev_run", False))
@@ -180,7 +179,7 @@ class DGMTrackerCallback(Callback):
             "versions": {
                 "dgm_tb": dgm_tb.__version__,
                 "torch": torch.__version__,
-                "lightning": lightning.__version__,
+                **_lightning_version(trainer),
                 "python": sys.version.split()[0],
             },
             "model": type(pl_module).__name__,
@@ -195,15 +194,15 @@ class DGMTrackerCallback(Callback):
         if folder is not None and self.recorder.is_writing:
             _write_marker(trainer, folder)
 
-    def _run_folder(self, trainer: Trainer) -> Path | None:
+    def _run_folder(self, trainer: Any) -> Path | None:
         if self.options.logdir is not None:
             return Path(self.options.logdir)
         for logger in trainer.loggers:
-            if isinstance(logger, TensorBoardLogger):
+            if _is_tensorboard(logger):
                 return Path(logger.log_dir)
         return Path(trainer.log_dir or trainer.default_root_dir)
 
-    def _next_indices(self, trainer: Trainer, batch: Any, batch_idx: int) -> list[int] | None:
+    def _next_indices(self, trainer: Any, batch: Any, batch_idx: int) -> list[int] | None:
         if not self._observer.is_installed:
             return None
         try:
@@ -216,7 +215,7 @@ class DGMTrackerCallback(Callback):
             self._lose_indices(error)
             return None
 
-    def _n_drawn(self, trainer: Trainer, batch_idx: int) -> int:
+    def _n_drawn(self, trainer: Any, batch_idx: int) -> int:
         """Batches drawn since the last one seen here: Lightning calls no hook for those that are None."""
         (epoch, last), self._place = self._place, (trainer.current_epoch, batch_idx)
         if epoch == trainer.current_epoch:
@@ -228,7 +227,7 @@ class DGMTrackerCallback(Callback):
         self._observer.remove()
         warn(f"can't tell which examples are in a batch, training goes on: {type(error).__name__}: {error}")
 
-    def _tap_log(self, pl_module: LightningModule) -> None:
+    def _tap_log(self, pl_module: Any) -> None:
         """See every value that the training step logs, under its own name, as it is logged."""
         if self.recorder is not None:
             pl_module.__dict__["log"] = _LogTap(pl_module, self.recorder)
@@ -244,7 +243,7 @@ class DGMTrackerCallback(Callback):
 class _LogTap:
     """A LightningModule's ``log`` that also tells the recorder; a copy of the module gets its own plain ``log``."""
 
-    def __init__(self, module: LightningModule, recorder: Recorder) -> None:
+    def __init__(self, module: Any, recorder: Recorder) -> None:
         self._module = module
         self._log = module.log
         self._recorder = recorder
@@ -258,7 +257,19 @@ class _LogTap:
         return getattr, (self._module, "log")
 
 
-def _write_marker(trainer: Trainer, folder: Path) -> None:
+def _lightning_version(trainer: Any) -> dict[str, str]:
+    """Name and version of the package that the trainer comes from: callbacks of either work with trainers of both."""
+    packages = (base.__module__.partition(".")[0] for base in type(trainer).__mro__)
+    name = next((name for name in packages if name in ("lightning", "pytorch_lightning")), "")
+    return {name: str(sys.modules[name].__version__)} if name in sys.modules else {}
+
+
+def _is_tensorboard(logger: Any) -> bool:
+    """Whether it is a ``TensorBoardLogger`` of either package."""
+    return any(base.__name__ == "TensorBoardLogger" for base in type(logger).__mro__)
+
+
+def _write_marker(trainer: Any, folder: Path) -> None:
     """Tell TensorBoard, through the user's own logger, that this run has a recording: the tab shows at once."""
     metadata = summary_pb2.SummaryMetadata(
         plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=records.PLUGIN_NAME, content=b"1"),
@@ -269,7 +280,7 @@ def _write_marker(trainer: Trainer, folder: Path) -> None:
     value = summary_pb2.Summary.Value(tag=records.MARKER_TAG, metadata=metadata, tensor=tensor)
     summary = summary_pb2.Summary(value=[value])
     for logger in trainer.loggers:
-        if isinstance(logger, TensorBoardLogger) and Path(logger.log_dir) == folder:
+        if _is_tensorboard(logger) and Path(logger.log_dir) == folder:
             logger.experiment._get_file_writer().add_summary(summary, 0)
             return
     if any(folder.glob("*tfevents*")):

@@ -91,5 +91,3 @@ class _StillScheduler:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
-
-
