@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dgm_tb.callback.reductions import MAX, MIN
+from dgm_tb.callback.reductions import MAX, MIN, NONZERO, SQUARES, SUM
 from dgm_tb.callback.slots import Slot
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -47,33 +47,43 @@ class StepRow:
 
 
 def statistics_of(rows: Sequence[StepRow], slots: Sequence[Slot]) -> tuple[Array, Array]:
-    """Turn the raw sums of several steps into statistics, in float64.
+    """Turn the raw sums of several steps into statistics; sums are combined in float64.
 
     Args:
         rows: The steps; earlier ones may know fewer slots than later ones.
         slots: All slots.
 
     Returns:
-        Activation ``[steps, (mean, std, min, max, zero fraction), neurons]`` and gradient rms ``[steps, neurons]``; NaN
-        for slots that were not called or got no gradient.
+        Activation ``[steps, (mean, std, min, max, zero fraction), neurons]`` and gradient rms ``[steps, neurons]``,
+        float32; NaN for slots that were not called or got no gradient.
     """
     sizes = [slot.neurons for slot in slots]
     raw = _stacked([row.activation for row in rows], sum(sizes))
     squares = _stacked([row.gradient for row in rows], sum(sizes))
-    counts = np.repeat(_stacked([torch.tensor(row.counts) for row in rows], len(slots)), sizes, 1)
-    gradient_counts = np.repeat(_stacked([torch.tensor(row.gradient_counts) for row in rows], len(slots)), sizes, 1)
+    counts = _per_neuron([row.counts for row in rows], sizes)
+    gradient_counts = _per_neuron([row.gradient_counts for row in rows], sizes)
     counts_zeros = np.repeat([slot.counts_zeros for slot in slots], sizes)
-    total, square, low, high, nonzero = np.moveaxis(raw, 1, 0)
+    activation = np.empty(raw.shape, np.float32)
+    low, high = activation[:, 2], activation[:, 3] = raw[:, MIN], raw[:, MAX]
     with np.errstate(all="ignore"):
-        mean = total / counts
-        variance = np.maximum(square / counts - mean * mean, 0.0)
+        mean = raw[:, SUM].astype(np.float64) / counts
+        variance = np.maximum(raw[:, SQUARES] / counts - mean * mean, 0.0)
         mean = mean + _pivots(rows, slots)
-        zeros = np.where(counts_zeros, 1.0 - nonzero / counts, (low == 0) & (high == 0))
-        zeros = np.where(np.isnan(mean), np.nan, zeros)  # the sign of NaN counts as zero
-        activation = np.stack([mean, np.sqrt(variance), low, high, zeros], 1)
-        np.moveaxis(activation, 1, 2)[counts == 0] = np.nan
-        gradient = np.where(gradient_counts > 0, np.sqrt(squares / gradient_counts), np.nan) / _scales(rows)
-    return activation, gradient
+        zeros = np.where(counts_zeros, 1.0 - raw[:, NONZERO] / counts, (low == 0) & (high == 0))
+        activation[:, 0], activation[:, 1] = mean, np.sqrt(variance)
+        activation[:, 4] = np.where(np.isnan(mean), np.nan, zeros)  # the sign of NaN counts as zero
+        if not counts.all():
+            np.moveaxis(activation, 1, 2)[np.broadcast_to(counts == 0, mean.shape)] = np.nan
+        gradient = np.sqrt(squares / np.where(gradient_counts > 0, gradient_counts, np.nan)) / _scales(rows)
+    return activation, gradient.astype(np.float32)
+
+
+def _per_neuron(counts: Sequence[Sequence[int]], sizes: Sequence[int]) -> Array:
+    """Counts of slots as float64 counts of neurons ``[steps, neurons]``, or ``[1, neurons]`` if no step differs."""
+    alike = all(count == counts[0] for count in counts) and len(counts[0]) == len(sizes)
+    chosen = counts[:1] if alike else counts
+    padded = [[*count, *[0] * (len(sizes) - len(count))] for count in chosen]
+    return np.repeat(np.array(padded, np.float64), sizes, 1)
 
 
 def _scales(rows: Sequence[StepRow]) -> Array:
@@ -93,10 +103,10 @@ def _pivots(rows: Sequence[StepRow], slots: Sequence[Slot]) -> Array:
 
 
 def _stacked(tensors: Sequence[Tensor], size: int) -> Array:
-    """Stack tensors in float64, filling up the last axis of the shorter ones with zeros."""
+    """Stack float32 tensors, filling up the last axis of the shorter ones with zeros."""
     if all(tensor.shape[-1] == size for tensor in tensors):
-        return torch.stack(list(tensors)).cpu().numpy().astype(np.float64)
-    stacked = np.zeros((len(tensors), *tensors[0].shape[:-1], size))
+        return np.asarray(torch.stack(list(tensors)).cpu().numpy())
+    stacked = np.zeros((len(tensors), *tensors[0].shape[:-1], size), np.float32)
     for number, tensor in enumerate(tensors):
         stacked[number, ..., : tensor.shape[-1]] = tensor.cpu().numpy()
     return stacked

@@ -92,7 +92,6 @@ class Windows:
         if not fresh:
             return
         activation, gradient = statistics_of([row.raw for row in fresh if row.raw is not None], self.slots)
-        activation, gradient = activation.astype(np.float32), gradient.astype(np.float32)
         for number, row in enumerate(fresh):
             row.quantities = {"activation": activation[number], "gradient": gradient[number][None]}
             if row.weights is not None:
@@ -143,42 +142,67 @@ def _loss_record(rows: Sequence[Row]) -> Record:
 def _layer_record(quantity: str, rows: Sequence[Row], layers: Sequence[tuple[int, int]]) -> Record:
     values = _stack(rows, quantity)
     per_layer = np.full((len(rows), len(layers), len(STATISTICS[quantity])), np.nan, np.float32)
+    known = [(offset, neurons) for offset, neurons in layers if offset + neurons <= values.shape[2]]
     with np.errstate(invalid="ignore", over="ignore", divide="ignore"):
-        for number, (offset, neurons) in enumerate(layers):
-            if offset + neurons <= values.shape[2]:
-                per_layer[:, number] = _LAYER_STATISTICS[quantity](values[:, :, offset : offset + neurons])
+        if known:
+            per_layer[:, : len(known)] = _LAYER_STATISTICS[quantity](values, _Spans(known))
     body = {"quantity": quantity, "statistics": [statistic.name for statistic in STATISTICS[quantity]]}
     arrays: dict[str, Array] = {"steps": np.array([row.step for row in rows], np.int64), "values": per_layer}
     return Record("layer_statistics", rows[0].step, rows[-1].step, body, arrays)
 
 
-def _activation_of_layer(values: Array) -> Array:
-    """Statistics over all values of the layer, from those of its neurons ``[steps, statistics, neurons]``."""
-    mean, std, low, high, zeros = np.moveaxis(values, 1, 0)
-    center = mean.mean(1)
-    spread = np.sqrt(np.mean(std * std + (mean - center[:, None]) ** 2, 1))
-    return np.stack([center, spread, low.min(1), high.max(1), zeros.mean(1)], 1)
+class _Spans:
+    """Reduces ``[steps, neurons]`` to ``[steps, layers]`` for all layers at once.
+
+    Args:
+        layers: Offset and number of neurons of each; they lie side by side.
+    """
+
+    def __init__(self, layers: Sequence[tuple[int, int]]) -> None:
+        self.offsets = np.array([offset for offset, _ in layers])
+        self.sizes = np.array([neurons for _, neurons in layers])
+
+    def sum(self, values: Array) -> Array:
+        """Sums in float64."""
+        return np.asarray(np.add.reduceat(values, self.offsets, 1, dtype=np.float64))
+
+    def mean(self, values: Array) -> Array:
+        """Means in float64."""
+        return self.sum(values) / self.sizes
+
+    def spread(self, values: Array) -> Array:
+        """To every neuron the value of its layer: ``[steps, layers]`` to ``[steps, neurons]``."""
+        return np.repeat(values, self.sizes, 1)
 
 
-def _rms_of_layer(values: Array) -> Array:
-    return np.asarray(np.sqrt(np.mean(values * values, 2)))
+def _activation_of_layers(values: Array, spans: _Spans) -> Array:
+    """Statistics over all values of each layer, from those of its neurons ``[steps, statistics, neurons]``."""
+    mean, std, low, high, zeros = np.moveaxis(values[:, :, : int(spans.sizes.sum())], 1, 0)
+    center = spans.mean(mean)
+    spread = np.sqrt(spans.mean(std * std + (mean - spans.spread(center)) ** 2))
+    low, high = np.minimum.reduceat(low, spans.offsets, 1), np.maximum.reduceat(high, spans.offsets, 1)
+    return np.stack([center, spread, low, high, spans.mean(zeros)], 2)
 
 
-def _norm_of_layer(values: Array) -> Array:
-    return np.asarray(np.sqrt(np.sum(values * values, 2)))
+def _rms_of_layers(values: Array, spans: _Spans) -> Array:
+    return np.sqrt(spans.mean(np.square(values[:, 0], dtype=np.float64)))[..., None]
 
 
-def _ratio_of_layer(values: Array) -> Array:
-    ratio, before = values[:, 0], values[:, 1]
-    change = np.sqrt(np.sum((ratio * before) ** 2, 1))
-    return np.asarray(change / np.maximum(np.sqrt(np.sum(before * before, 1)), 1e-30))[:, None]
+def _norm_of_layers(values: Array, spans: _Spans) -> Array:
+    return np.sqrt(spans.sum(np.square(values[:, 0], dtype=np.float64)))[..., None]
 
 
-_LAYER_STATISTICS: dict[str, Callable[[Array], Array]] = {
-    "activation": _activation_of_layer,
-    "gradient": _rms_of_layer,
-    "weight": _norm_of_layer,
-    "update": _ratio_of_layer,
+def _ratio_of_layers(values: Array, spans: _Spans) -> Array:
+    ratio, before = np.moveaxis(values.astype(np.float64), 1, 0)
+    change = np.sqrt(spans.sum((ratio * before) ** 2))
+    return (change / np.maximum(np.sqrt(spans.sum(before * before)), 1e-30))[..., None]
+
+
+_LAYER_STATISTICS: dict[str, Callable[[Array, _Spans], Array]] = {
+    "activation": _activation_of_layers,
+    "gradient": _rms_of_layers,
+    "weight": _norm_of_layers,
+    "update": _ratio_of_layers,
 }
 
 
