@@ -181,7 +181,7 @@ class _NumpyState:
 
     @staticmethod
     def _memory() -> bytes:
-        generator = np.random.get_bit_generator()
+        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
         if not isinstance(generator, np.random.MT19937):
             return b""
         return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)

@@ -185,17 +185,17 @@ def _activation_of_layers(values: Array, spans: _Spans) -> Array:
 
 
 def _rms_of_layers(values: Array, spans: _Spans) -> Array:
-    return np.sqrt(spans.mean(np.square(values[:, 0], dtype=np.float64)))[..., None]
+    return np.asarray(np.sqrt(spans.mean(np.square(values[:, 0], dtype=np.float64)))[..., None])
 
 
 def _norm_of_layers(values: Array, spans: _Spans) -> Array:
-    return np.sqrt(spans.sum(np.square(values[:, 0], dtype=np.float64)))[..., None]
+    return np.asarray(np.sqrt(spans.sum(np.square(values[:, 0], dtype=np.float64)))[..., None])
 
 
 def _ratio_of_layers(values: Array, spans: _Spans) -> Array:
     ratio, before = np.moveaxis(values.astype(np.float64), 1, 0)
     change = np.sqrt(spans.sum((ratio * before) ** 2))
-    return (change / np.maximum(np.sqrt(spans.sum(before * before)), 1e-30))[..., None]
+    return np.asarray((change / np.maximum(np.sqrt(spans.sum(before * before)), 1e-30))[..., None])
 
 
 _LAYER_STATISTICS: dict[str, Callable[[Array, _Spans], Array]] = {
