@@ -168,7 +168,7 @@ class _Spans:
 
     def mean(self, values: Array) -> Array:
         """Means in float64."""
-        return self.sum(values) / self.sizes
+        return np.asarray(self.sum(values) / self.sizes)
 
     def spread(self, values: Array) -> Array:
         """To every neuron the value of its layer: ``[steps, layers]`` to ``[steps, neurons]``."""
