@@ -101,6 +101,7 @@ class Capture:
         self.listener: Listener | None = None
         self.on_gradient: Callable[[Slot, Tensor], None] | None = None
         self.is_active = False
+        compiled.never_compile_alone(Local.__call__)
         modules, self.skipped = observable_modules(root)
         self.n_modules = len(modules)
         self._targets: list[_Target] = []

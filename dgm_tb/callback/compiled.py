@@ -6,6 +6,7 @@ values the module really gave, and call the same code as the eager hooks. Which 
 is known only then; the forward operator gives it as a tensor, which the graph keeps for the backward one.
 """
 
+import contextlib
 import itertools
 from typing import Any
 
@@ -69,3 +70,16 @@ torch.library.register_fake("dgm_tb::observe", lambda *_: torch.empty((), dtype=
 torch.library.register_fake("dgm_tb::observe_gradient", lambda *_: None, lib=_LIBRARY)
 for _operator in (torch.ops.dgm_tb.observe.default, torch.ops.dgm_tb.observe_gradient.default):
     has_side_effect(_operator)
+
+
+def never_compile_alone(function: Any) -> None:
+    """Keep the compiler from compiling a hook by itself, with all that it calls, where its module runs eagerly.
+
+    That would happen in parts of a compiled model that the compiler leaves out, and compile anew for every module.
+    Hooks of modules that are compiled are still traced with them.
+    """
+    with contextlib.suppress(ImportError, AttributeError):  # not public in torch 2.13
+        from torch._C._dynamo.eval_frame import set_code_exec_strategy
+        from torch._dynamo.types import FrameAction, FrameExecStrategy
+
+        set_code_exec_strategy(function.__code__, FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP))
