@@ -24,6 +24,8 @@ class Node:
         module: Path of the module whose ``forward`` ran it ("" is the LightningModule itself); groups the drawing.
         shape: Shape of its (first) output.
         layer: Name of its layer if its neurons are recorded, else "".
+        repeats: How often it ran, each time on what came out of it before: turns of a loop in the code, time steps of a
+            recurrent layer. A cycle is one node; no edge leads from a node to itself or to an earlier one.
     """
 
     id: str
@@ -32,6 +34,7 @@ class Node:
     module: str = ""
     shape: list[int] = field(default_factory=list)
     layer: str = ""
+    repeats: int = 1
 
 
 @dataclass(frozen=True)
@@ -115,8 +118,12 @@ class Graph:
     no_contribution: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """The body of a ``graph`` record."""
-        return asdict(self)
+        """The body of a ``graph`` record; ``repeats`` only where it is not 1."""
+        body = asdict(self)
+        for node in body["nodes"]:
+            if node["repeats"] == 1:
+                del node["repeats"]
+        return body
 
     @classmethod
     def from_json(cls, body: Mapping[str, Any]) -> "Graph":

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 from torch import nn
 
+from dgm_tb.callback.loops import folded
 from dgm_tb.callback.slots import Slot
-from dgm_tb.callback.tracer import Trace
+from dgm_tb.callback.trace import Trace
 from dgm_tb.graph import Graph, Link, Node, Weight
 
 MATRIX_TYPES = (nn.Linear, nn.modules.conv._ConvNd)
@@ -42,7 +43,7 @@ def build_graph(
         weights: Modules with incoming weights.
         unrecorded: Module -> why its neurons are not recorded.
     """
-    pruned = trace.pruned()
+    pruned = folded(trace.pruned())
     names = {slot.name for slot in slots}
     nodes = [node if node.layer in names else replace(node, layer="") for node in pruned.nodes.values()]
     graph = Graph(

@@ -16,7 +16,7 @@ from dgm_tb.callback.reductions import MAX, MIN
 from dgm_tb.callback.replay import Before, Origin, OriginFinder, Rerun, bad_gradient_rows, find_origin
 from dgm_tb.callback.slots import Slot
 from dgm_tb.callback.step_row import StepRow
-from dgm_tb.callback.tracer import Trace
+from dgm_tb.callback.trace import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -35,6 +35,7 @@ class Step:
         losses: Name -> value.
         gradient_norms: Parameter -> norm of its gradient, before clipping.
         bad_weights: Parameters that are not finite after the step.
+        was_skipped: Whether a gradient scaler left an optimizer step out, since a gradient had overflowed.
     """
 
     step: int
@@ -43,6 +44,7 @@ class Step:
     losses: dict[str, float] = field(default_factory=dict)
     gradient_norms: dict[str, float] = field(default_factory=dict)
     bad_weights: list[str] = field(default_factory=list)
+    was_skipped: bool = False
 
 
 @dataclass
