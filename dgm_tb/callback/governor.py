@@ -16,12 +16,14 @@ class Governor:
 
     Attributes:
         cadence: Steps between observed ones now.
+        since: First step to which that applies.
     """
 
     def __init__(self, every_n_steps: int, max_overhead: float | None) -> None:
         self.every_n_steps = every_n_steps
         self.max_overhead = max_overhead
         self.cadence = every_n_steps
+        self.since = 0
         self._own = 0.0
         self._elapsed = 0.0
         self._n_since_change = 0

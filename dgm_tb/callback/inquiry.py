@@ -106,6 +106,7 @@ class Inquiry:
         if earlier is not None and self._is_innocent(step, own or Verdict(step.step, "outlier"), earlier):
             cause = earlier
         if cause is not None:
+            self._claim(step, cause.verdict, has_own_cause=True)
             number = cause.finding or self._next_number()
             finding = outlier_finding(cause.verdict, cause.step, last_step=step.step, did_damage=True)
             self._recorder.emit(finding, number)
@@ -132,6 +133,8 @@ class Inquiry:
         if earlier is not None and self._is_innocent(step, verdict, earlier):
             cause, known = earlier.step, earlier.finding
             verdict = _merged(verdict, earlier.verdict)
+        shows_here = verdict.symptom in ("forward", "loss", "outlier") or not step.row.is_finite()
+        self._claim(step, verdict, has_own_cause=shows_here or not all(map(math.isfinite, step.losses.values())))
         number = self._next_number()
         recorder.emit(nonfinite_finding(verdict, step, cause), number)
         if cause is step:
@@ -180,7 +183,14 @@ class Inquiry:
 
     def _next_number(self) -> str:
         self._n_findings += 1
-        return f"f{self._n_findings}"
+        team = self._recorder.team
+        return f"{team.prefix if team else ''}f{self._n_findings}"
+
+    def _claim(self, step: Step, verdict: Verdict, *, has_own_cause: bool) -> None:
+        """Among several ranks that report one failure, the one is believed that explains it best."""
+        if self._recorder.team is not None:
+            has_suspects = bool(verdict.positions) and not verdict.everywhere
+            self._recorder.team.claim(not has_own_cause, step.step, not has_suspects, *self._rank(verdict))
 
     # -- evidence ------------------------------------------------------------------------------------------------------
 

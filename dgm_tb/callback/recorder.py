@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from dgm_tb import records
 from dgm_tb.callback.attribution import Attribution
 from dgm_tb.callback.capture import Capture
+from dgm_tb.callback.distributed import Leader, join_team
 from dgm_tb.callback.examples import batch_size
 from dgm_tb.callback.governor import Governor
 from dgm_tb.callback.graph import build_graph
@@ -91,11 +92,12 @@ class Recorder:
         self.graph: Graph | None = None
         self.trace = Trace()
         self.ring = Ring(options.ring_steps)
-        self._governor = Governor(options.every_n_steps, options.max_overhead)
+        self.team = join_team(self)
+        self._governor = self.team.governor if self.team else Governor(options.every_n_steps, options.max_overhead)
         self._windows = Windows(options.window_steps)
         self._inquiry = Inquiry(self)
         self._is_full = False
-        self._writer = self._open(folder, facts)
+        self._writer = self._open(folder, facts) if self.is_leading else None
         self._tracer: Tracer | None = None
         self._attribution: Attribution | None = None
         self._before: Before | None = None
@@ -113,6 +115,13 @@ class Recorder:
     @property
     def is_writing(self) -> bool:
         """Whether records go to the disk."""
+        if self.team is not None:
+            self.team.start()
+
+    @property
+    def is_leading(self) -> bool:
+        """Whether this is the only process, or the one of several that writes."""
+        return self.team is None or self.team.rank == 0
         return self._writer is not None
 
     @never_raises
@@ -132,7 +141,7 @@ class Recorder:
         self.is_in_step = True
         if self._governor.is_due(self.step) or self._must_trace:
             self.capture.begin(batch_size(batch))
-            if self._is_snapshot():
+            if self.is_leading and self._is_snapshot():
                 graph = self.graph or Graph()
                 self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
                 self.capture.listener = self._attribution.on_forward
@@ -185,7 +194,6 @@ class Recorder:
         self._inquiry.look_into(step)
         if norms is not None:  # last, since it uses up the copy of the weights before the step
             row.raw, row.weights = step.row, self.weights.end(norms).numpy()
-        self._windows.add(row)
         self.ring.add(step)
         if self.ring_is_due_for:
             self.write_ring(self.ring_is_due_for)
@@ -196,30 +204,45 @@ class Recorder:
         own, elapsed = self._own + self.capture.take_cost() + now - began, now - self._ended
         self._ended = now
         if self._governor.account(own, elapsed):
-            self.note(f"within max_overhead, one step in {self._governor.cadence} is observed from {self.step} on")
+            since = max(self.step, self._governor.since)
+            self.note(f"within max_overhead, one step in {self._governor.cadence} is observed from {since} on")
 
     @never_raises
     def fail(self, error: BaseException, global_step: int) -> None:
         """The training raised: look into the step that did not end, and write everything."""
         if self.is_in_step:
+        if self.team is None:
+            self._windows.add(row)
+        else:
+            self.team.submit()
+            self.team.add(row)
+            self.should_stop = self.should_stop or self.team.agrees_to_stop(row.step)
             step = self._leave_step()
-            self._windows.add(Row(self.step, global_step, step.losses))
+            row = Row(self.step, global_step, step.losses)
             if isinstance(error, Exception):
                 self._inquiry.look_into(step, error)
             self.ring.add(step)
         reason = "exception" if isinstance(error, Exception) else "interrupted"
-        self.close(reason, f"{type(error).__name__}: {error}"[:2000])
+        self.close(reason, f"{type(error).__name__}: {error}"[:2000], row)
 
     @never_raises
-    def close(self, reason: str, exception: str = "") -> None:
-        """Write what is left, end the recording and remove every hook. Safe to call twice."""
+    def close(self, reason: str, exception: str = "", row: Row | None = None) -> None:
+        """Write what is left, end the recording and remove every hook. Safe to call twice.
+
+        Args:
+            reason: ``finished``, ``exception`` or ``interrupted``.
+            exception: What was raised.
+            row: The step that did not end.
+        """
+        row = None
         if self._is_closed:
             return
         self._is_closed = True
         self._leave_tracer()
         for record in self._windows.take(is_last=True):
             self.write(record)
-        self.write_ring(reason)
+        if self.is_leading:
+            self.write_ring(reason)
         body = {"reason": reason, "last_step": self.step - 1, "exception": exception}
         self.write(Record("end", self.step, self.step, body))
         self.capture.close()
@@ -229,6 +252,8 @@ class Recorder:
     def write(self, record: Record) -> None:
         """Queue a record for the disk; beyond ``max_disk_mb`` only what ``_ALWAYS`` lists."""
         if self._writer is None or (self._is_full and record.kind not in _ALWAYS):
+        for last in self._last_rows(reason, row):
+            self._windows.add(last)
             return
         self._writer.write(record)
         if not self._is_full and self._writer.n_bytes > self.options.max_disk_mb << 20:
@@ -240,6 +265,11 @@ class Recorder:
         record = self.ring.to_record(self.capture.slots, reason) if self.capture.slots else None
         if record is not None:
             self.write(record)
+        if self.team is None or not self.team.takes(record):
+            self.put(record)
+
+    def put(self, record: Record) -> None:
+        """Queue a record for the disk, whoever it is from."""
 
     def note(self, text: str) -> None:
         """Say something in the recording."""
@@ -247,20 +277,34 @@ class Recorder:
 
     def emit(self, finding: Finding, number: str) -> None:
         """Take in a finding: record it and do what the user asked for."""
-        self.findings.append(finding)
+        if self.team is not None:
+            finding = on_rank(finding, self.team.rank)
+            self.team.open_case(finding)
         self.write(Record("finding", finding.step, finding.last_step, {"id": number, "finding": finding.to_json()}))
         action = self.options.on_finding
         if callable(action):
             try:
                 action(finding)
+    def sync(self) -> None:
+        """Wait until all records so far are on the disk."""
+        if self._writer is not None:
+            self._writer.flush(5.0)
+
             except Exception as error:
                 warn(f"on_finding failed with {type(error).__name__}: {error}; training goes on")
         elif action != "ignore":
             warn(f"{finding.summary}. {finding.advice}")
-            self.should_stop = self.should_stop or (action == "stop" and finding.severity == "error")
+            if action == "stop" and finding.severity == "error":
+                self._stop()
 
     def give_up(self, reason: str) -> None:
         """End the recording because of an error of ours; training goes on."""
+        if self.team is None:
+            self.tell(finding)
+
+    def tell(self, finding: Finding) -> None:
+        """Do what the user wants done about a finding."""
+        self.findings.append(finding)
         self.is_broken = True
         self._leave_tracer()
         self.capture.close()
@@ -358,10 +402,23 @@ class Recorder:
             "started": time.time(),
             "versions": {},
             "model": type(self.root).__name__,
+    def _last_rows(self, reason: str, row: Row | None) -> list[Row]:
+        """Every row that is not in a window yet; ends the team."""
+        if self.team is None:
+            return [row] if row is not None else []
+        if self.team.has_open_case:
+            self.write_ring(reason)
+        self.team.submit()
+        if row is not None:
+            self.team.add(row)
+        return self.team.close(has_failed=reason != "finished")
+
             "resume_step": self.step,
             **facts,
         }
         writer.write(Record("recording", self.step, self.step, body))
+            for row in self.team.rows() if self.team is not None else ():
+                self._windows.add(row)
         if not self.weights.keeps_copy and self.weights.parameters:
             text = "the weights are not copied (too large or sharded): no relative updates, no replay of a failing step"
             writer.write(Record("note", self.step, self.step, {"text": text}))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dgm_tb.callback.alone import alone
 from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.examples import RandomState
 from dgm_tb.callback.nested import tensors_in
@@ -66,6 +67,8 @@ def remember(step: int, batch: Any, batch_idx: int, indices: list[int] | None, r
 def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterator[dict[int, Tensor]]:
     """Put the model back to how it was before the step; on leaving, to how it was on entering.
 
+    What runs inside stays on this rank (``alone.py``).
+
     Yields:
         ``id(parameter)`` -> its weights as they were on entering.
     """
@@ -82,7 +85,7 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
         _load(parameters, weights)
         _load(buffers, before.buffers)
         before.random.restore()
-        with torch.enable_grad():
+        with torch.enable_grad(), alone(root):
             yield {id(parameter): live for parameter, live in zip(parameters, live_weights, strict=True)}
     finally:
         for module, saved in attributes:

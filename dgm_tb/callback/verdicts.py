@@ -1,5 +1,6 @@
 """From verdicts to findings: the sentence, the evidence and the advice that a user reads."""
 
+from dataclasses import replace
 from typing import Any
 
 from dgm_tb.callback.investigate import Step, Verdict
@@ -98,6 +99,12 @@ def spike_finding(step: Step, loss: str, last_step: int) -> Finding:
         evidence=evidence,
         advice="look at the labels and inputs of this batch: a shard that is shuffled, mislabelled or scaled otherwise",
     )
+
+
+def on_rank(finding: Finding, rank: int) -> Finding:
+    """The finding of one of several processes: its examples are those of the rank's own batch."""
+    evidence = {**finding.evidence, "rank": rank}
+    return replace(finding, summary=f"rank {rank}: {finding.summary}", evidence=evidence)
 
 
 def _samples(verdict: Verdict, cause: Step) -> tuple[list[int], dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 from dgm_tb.callback.polylines import PolylineSampler
 from dgm_tb.callback.slots import Slot
 from dgm_tb.callback.step_row import StepRow, statistics_of
+from dgm_tb.callback.weights import weight_statistics
 from dgm_tb.records import STATISTICS, Record, compact
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -28,10 +29,11 @@ class Row:
         step: The callback's own batch counter.
         global_step: Lightning's.
         losses: Name -> value.
-        raw: Sums of every neuron; None if only the losses were observed.
-        weights: Norm, relative update and norm before the step of every neuron's weights ``[3, neurons]``.
+        raw: Sums of every neuron; None if only the losses were observed, or if ``quantities`` came of several ranks.
+        weights: Sums of squares of every neuron's weights ``[3, neurons]``, see ``WeightWatch.end``.
         quantities: Quantity -> ``[statistics, neurons]`` (``update`` has the norm before the step as a further row);
             filled in from ``raw`` and ``weights`` for many steps at once.
+        is_skipped: Whether a gradient scaler left an optimizer step out.
     """
 
     step: int
@@ -40,6 +42,12 @@ class Row:
     raw: StepRow | None = None
     weights: Array | None = None
     quantities: dict[str, Array] = field(default_factory=dict)
+    is_skipped: bool = False
+
+    @property
+    def is_observed(self) -> bool:
+        """Whether there is more than losses."""
+        return self.raw is not None or bool(self.quantities)
 
 
 class Windows:
@@ -62,7 +70,7 @@ class Windows:
     def add(self, row: Row) -> None:
         """Take in one step."""
         self._fresh.append(row)
-        if row.raw is not None:
+        if row.is_observed:
             self._window.append(row)
         if len(self._window) >= self.window_steps:
             self._end_window()
@@ -75,7 +83,7 @@ class Windows:
         """
         rows, self._fresh = self._fresh, []
         made = [_loss_record(rows)] if rows else []
-        observed = [row for row in rows if row.raw is not None or row.quantities]
+        observed = [row for row in rows if row.is_observed]
         self._fill_in(observed)
         made += [_layer_record(quantity, observed, self.layers[quantity]) for quantity in STATISTICS if observed]
         if is_last and self._window:
@@ -95,7 +103,8 @@ class Windows:
         for number, row in enumerate(fresh):
             row.quantities = {"activation": activation[number], "gradient": gradient[number][None]}
             if row.weights is not None:
-                row.quantities |= {"weight": row.weights[:1], "update": row.weights[1:]}
+                weights = weight_statistics(row.weights)
+                row.quantities |= {"weight": weights[:1], "update": weights[1:]}
 
     def _end_window(self) -> None:
         rows, self._window = self._window, []
