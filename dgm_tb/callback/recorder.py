@@ -111,10 +111,6 @@ class Recorder:
         self._own = 0.0
         self._flushed = time.monotonic()
         self._n_fresh = 0
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether records go to the disk."""
         if self.team is not None:
             self.team.start()
 
@@ -122,6 +118,10 @@ class Recorder:
     def is_leading(self) -> bool:
         """Whether this is the only process, or the one of several that writes."""
         return self.team is None or self.team.rank == 0
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether records go to the disk."""
         return self._writer is not None
 
     @never_raises
@@ -198,6 +198,12 @@ class Recorder:
         if self.ring_is_due_for:
             self.write_ring(self.ring_is_due_for)
             self.ring_is_due_for = ""
+        if self.team is None:
+            self._windows.add(row)
+        else:
+            self.team.submit()
+            self.team.add(row)
+            self.should_stop = self.should_stop or self.team.agrees_to_stop(row.step)
         self.step += 1
         self._flush_if_due()
         now = time.perf_counter()
@@ -210,13 +216,8 @@ class Recorder:
     @never_raises
     def fail(self, error: BaseException, global_step: int) -> None:
         """The training raised: look into the step that did not end, and write everything."""
+        row = None
         if self.is_in_step:
-        if self.team is None:
-            self._windows.add(row)
-        else:
-            self.team.submit()
-            self.team.add(row)
-            self.should_stop = self.should_stop or self.team.agrees_to_stop(row.step)
             step = self._leave_step()
             row = Row(self.step, global_step, step.losses)
             if isinstance(error, Exception):
@@ -234,11 +235,12 @@ class Recorder:
             exception: What was raised.
             row: The step that did not end.
         """
-        row = None
         if self._is_closed:
             return
         self._is_closed = True
         self._leave_tracer()
+        for last in self._last_rows(reason, row):
+            self._windows.add(last)
         for record in self._windows.take(is_last=True):
             self.write(record)
         if self.is_leading:
@@ -251,9 +253,12 @@ class Recorder:
 
     def write(self, record: Record) -> None:
         """Queue a record for the disk; beyond ``max_disk_mb`` only what ``_ALWAYS`` lists."""
+        if self.team is None or not self.team.takes(record):
+            self.put(record)
+
+    def put(self, record: Record) -> None:
+        """Queue a record for the disk, whoever it is from."""
         if self._writer is None or (self._is_full and record.kind not in _ALWAYS):
-        for last in self._last_rows(reason, row):
-            self._windows.add(last)
             return
         self._writer.write(record)
         if not self._is_full and self._writer.n_bytes > self.options.max_disk_mb << 20:
@@ -265,11 +270,11 @@ class Recorder:
         record = self.ring.to_record(self.capture.slots, reason) if self.capture.slots else None
         if record is not None:
             self.write(record)
-        if self.team is None or not self.team.takes(record):
-            self.put(record)
 
-    def put(self, record: Record) -> None:
-        """Queue a record for the disk, whoever it is from."""
+    def sync(self) -> None:
+        """Wait until all records so far are on the disk."""
+        if self._writer is not None:
+            self._writer.flush(5.0)
 
     def note(self, text: str) -> None:
         """Say something in the recording."""
@@ -281,15 +286,16 @@ class Recorder:
             finding = on_rank(finding, self.team.rank)
             self.team.open_case(finding)
         self.write(Record("finding", finding.step, finding.last_step, {"id": number, "finding": finding.to_json()}))
+        if self.team is None:
+            self.tell(finding)
+
+    def tell(self, finding: Finding) -> None:
+        """Do what the user wants done about a finding."""
+        self.findings.append(finding)
         action = self.options.on_finding
         if callable(action):
             try:
                 action(finding)
-    def sync(self) -> None:
-        """Wait until all records so far are on the disk."""
-        if self._writer is not None:
-            self._writer.flush(5.0)
-
             except Exception as error:
                 warn(f"on_finding failed with {type(error).__name__}: {error}; training goes on")
         elif action != "ignore":
@@ -299,12 +305,6 @@ class Recorder:
 
     def give_up(self, reason: str) -> None:
         """End the recording because of an error of ours; training goes on."""
-        if self.team is None:
-            self.tell(finding)
-
-    def tell(self, finding: Finding) -> None:
-        """Do what the user wants done about a finding."""
-        self.findings.append(finding)
         self.is_broken = True
         self._leave_tracer()
         self.capture.close()
@@ -377,10 +377,23 @@ class Recorder:
         for layer, failure in attribution.failures.items():
             self.note(f"no contributions of {layer} at step {attribution.step}: {failure}")
 
+    def _last_rows(self, reason: str, row: Row | None) -> list[Row]:
+        """Every row that is not in a window yet; ends the team."""
+        if self.team is None:
+            return [row] if row is not None else []
+        if self.team.has_open_case:
+            self.write_ring(reason)
+        self.team.submit()
+        if row is not None:
+            self.team.add(row)
+        return self.team.close(has_failed=reason != "finished")
+
     def _flush_if_due(self) -> None:
         self._n_fresh += 1
         now = time.monotonic()
         if now - self._flushed >= FLUSH_SECONDS or self._n_fresh >= FLUSH_ROWS:
+            for row in self.team.rows() if self.team is not None else ():
+                self._windows.add(row)
             for record in self._windows.take():
                 self.write(record)
             self._flushed, self._n_fresh = now, 0
@@ -402,23 +415,10 @@ class Recorder:
             "started": time.time(),
             "versions": {},
             "model": type(self.root).__name__,
-    def _last_rows(self, reason: str, row: Row | None) -> list[Row]:
-        """Every row that is not in a window yet; ends the team."""
-        if self.team is None:
-            return [row] if row is not None else []
-        if self.team.has_open_case:
-            self.write_ring(reason)
-        self.team.submit()
-        if row is not None:
-            self.team.add(row)
-        return self.team.close(has_failed=reason != "finished")
-
             "resume_step": self.step,
             **facts,
         }
         writer.write(Record("recording", self.step, self.step, body))
-            for row in self.team.rows() if self.team is not None else ():
-                self._windows.add(row)
         if not self.weights.keeps_copy and self.weights.parameters:
             text = "the weights are not copied (too large or sharded): no relative updates, no replay of a failing step"
             writer.write(Record("note", self.step, self.step, {"text": text}))
