@@ -2,12 +2,16 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dgm_tb.callback.reductions import rows_norm
 from dgm_tb.graph import Weight
+
+Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_COPY_BYTES = 1 << 30
 """Above this the weights are not copied: no relative update and no replay (said in the recording)."""
@@ -37,6 +41,7 @@ class WeightWatch:
         entries: One per module with incoming weights; append-only order of ``named_modules``.
         neurons: Number of all their neurons.
         keeps_copy: Whether the weights before the step are kept.
+        is_sharded: Whether this rank holds only a part of the weights: squares are to be added up over the ranks.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -48,6 +53,7 @@ class WeightWatch:
         self._incoming = list(_incoming_weights(root, self._numbers))
         self.entries = [incoming.entry for incoming in self._incoming]
         self.neurons = self.entries[-1].offset + self.entries[-1].neurons if self.entries else 0
+        self.is_sharded = False
         self.before: list[Tensor] = []
         self._measured: tuple[list[int], Tensor] | None = None
 
@@ -76,11 +82,12 @@ class WeightWatch:
             norms: What ``norms`` gave after the step.
 
         Returns:
-            ``[3, neurons]``: ``norms``; the norm of the change over the norm before it (0 for unchanged weights); the
-            norm before it. NaN for the latter two if no copy of the weights is kept.
+            Sums of squares of every neuron's incoming weights ``[3, neurons]``: after the step, of its change, before
+            it; NaN for the latter two if no copy of the weights is kept. Of sharded weights this rank's part: the sum
+            over the ranks is the whole. ``weight_statistics`` turns them into what is recorded.
         """
         if not self.before or not self._incoming:
-            return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2])
+            return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2]).square_()
         with torch.no_grad():
             weights = [self.parameters[incoming.number].detach() for incoming in self._incoming]
             before = [self.before[incoming.number] for incoming in self._incoming]
@@ -88,7 +95,7 @@ class WeightWatch:
             torch._foreach_sub_(before, weights)
             changes = self._norms_of(before)
         self._measured = [parameter._version for parameter in self.parameters], norms
-        return torch.stack([norms, changes / norms_before.clamp_min(1e-30), norms_before])
+        return torch.stack([norms, changes, norms_before]).square_()
 
     def _norms_of(self, weights: list[Tensor]) -> Tensor:
         """Norms of all neurons ``[neurons]``, float32."""
@@ -109,6 +116,21 @@ class WeightWatch:
         with torch.no_grad():
             norms = torch._foreach_norm([gradient for _, gradient in chosen])
         return {self.names[self._numbers[id(p)]]: norm for (p, _), norm in zip(chosen, norms, strict=True)}
+
+
+def weight_statistics(squares: Array) -> Array:
+    """Turn sums of squares of weights into what is recorded of them.
+
+    Args:
+        squares: ``[..., 3, neurons]``: of the weights after the step, of their change, of the weights before it.
+
+    Returns:
+        ``[..., 3, neurons]``, float32: norm; norm of the change over the norm before it (0 for unchanged weights); norm
+        before it.
+    """
+    with np.errstate(all="ignore"):
+        after, change, before = np.moveaxis(np.sqrt(squares), -2, 0)
+        return np.stack([after, change / np.maximum(before, 1e-30), before], -2).astype(np.float32)
 
 
 def _incoming_weights(root: nn.Module, numbers: dict[int, int]) -> Iterable[_Incoming]:
