@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from dgm_tb.callback.distributed.agreement import StopProposal
 from dgm_tb.callback.distributed.docket import Case, Docket
 from dgm_tb.callback.distributed.letters import Array, Layout, case_in, placed_record, placed_share, shares_in
 from dgm_tb.callback.distributed.mailbox import Mailbox, unpack
 from dgm_tb.callback.distributed.merging import Share, merge, shares_of
 from dgm_tb.callback.distributed.team import Team
+from dgm_tb.callback.weights import weight_statistics
 from dgm_tb.callback.windows import Row
 from dgm_tb.records import Finding
 
@@ -136,7 +139,9 @@ class Leader(Team):
             if row.weights is None:
                 quantities = {}
             else:
-                weights = row.weights
+                parts = [row.weights, *(other.weights for other in others.values() if other.weights is not None)]
+                is_whole = len(parts) == (world_size if self._recorder.weights.is_sharded else 1)
+                weights = weight_statistics(np.sum(parts, 0) if is_whole else np.full_like(row.weights, np.nan))
                 quantities |= {"weight": weights[:1], "update": weights[1:]}
             merged.append(replace(row, losses=losses, raw=None, quantities=quantities))
         return merged
