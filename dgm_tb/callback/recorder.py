@@ -27,7 +27,9 @@ from dgm_tb.callback.ring import Ring
 from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import observable_modules
 from dgm_tb.callback.step_row import StepRow
-from dgm_tb.callback.tracer import Trace, Tracer
+from dgm_tb.callback.trace import Trace
+from dgm_tb.callback.tracer import Tracer
+from dgm_tb.callback.verdicts import on_rank
 from dgm_tb.callback.weights import WeightWatch
 from dgm_tb.callback.windows import Row, Windows
 from dgm_tb.callback.writer import SegmentWriter
@@ -308,6 +310,8 @@ class Recorder:
         self.is_broken = True
         self._leave_tracer()
         self.capture.close()
+        if self.team is not None:
+            self.team.leave()
         warn(f"recording stops at step {self.step}, training goes on: {reason}")
         if self._writer is not None:
             with contextlib.suppress(Exception):
@@ -315,6 +319,12 @@ class Recorder:
                 body = {"reason": "exception", "last_step": self.step, "exception": reason}
                 self.write(Record("end", self.step, self.step, body))
             self._writer.close()
+
+    def _stop(self) -> None:
+        if isinstance(self.team, Leader):
+            self.team.request_stop()
+        else:
+            self.should_stop = True
 
     def leaves(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
         """Every module that is one node of the DAG, and why some of them have no recorded neurons."""
