@@ -249,7 +249,7 @@ class _LogTap:
         self._recorder = recorder
 
     def __call__(self, name: str, value: Any, *args: Any, **kwargs: Any) -> None:
-        if self._recorder.is_in_step:
+        if not torch.compiler.is_compiling() and self._recorder.is_in_step:
             self._recorder.note_loss(name, value)
         self._log(name, value, *args, **kwargs)
 

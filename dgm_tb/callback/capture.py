@@ -159,6 +159,12 @@ class Capture:
         gradient_counts = [target.gradient_count for target in self._targets]
         return StepRow(sums[:GRADIENT], counts, sums[GRADIENT], gradient_counts, self._examples, self._pivots)
 
+    def scale_gradients(self, factor: Tensor) -> None:
+        """Multiply this step's gradients so far (0-dim)."""
+        if self.is_active:
+            with torch.inference_mode():
+                self._buffer[GRADIENT].mul_((factor * factor).to(self._buffer.device, non_blocking=True))
+
     def take_cost(self) -> float:
         """Seconds spent in hooks since the last call."""
         cost, self._cost = self._cost, 0.0
@@ -169,7 +175,7 @@ class Capture:
         for handle in self._handles.values():
             handle.remove()
         for site in self._sites.values():
-            compiled.forget(site.number)
+            compiled.forget(site)
         self._handles.clear()
         self.is_active = False
 
@@ -339,7 +345,7 @@ class Capture:
         handle = self._handles.pop(name, None)
         if handle is not None:
             handle.remove()
-            compiled.forget(self._sites[name].number)
+            compiled.forget(self._sites[name])
             reason = f"observing it failed with {type(error).__name__}: {error}"
             self.skipped[name] = reason
             warn(f"{name} is no longer recorded, training goes on: {reason}")

@@ -8,6 +8,8 @@ is known only then; the forward operator gives it as a tensor, which the graph k
 
 import contextlib
 import itertools
+import weakref
+from collections.abc import MutableMapping
 from typing import Any
 
 import torch
@@ -17,7 +19,8 @@ from torch.fx.node import has_side_effect
 from dgm_tb.callback.slots import floating_outputs
 
 _SITES: dict[int, Any] = {}
-_NUMBERS = itertools.count()
+_NUMBERS: MutableMapping[nn.Module, int] = weakref.WeakKeyDictionary()
+_COUNTER = itertools.count()
 
 _LIBRARY = torch.library.Library("dgm_tb", "DEF")  # type: ignore[no-untyped-call]
 _LIBRARY.define("observe(Tensor output, Tensor? source, int site, str place) -> Tensor")  # type: ignore[no-untyped-call]
@@ -25,15 +28,31 @@ _LIBRARY.define("observe_gradient(Tensor gradient, Tensor call, int site, str pl
 
 
 def register(site: Any) -> int:
-    """A number by which compiled graphs know a site (``capture.Site``)."""
-    number = next(_NUMBERS)
+    """A number by which compiled graphs know a site (``capture.Site``): that of its module, for good.
+
+    Graphs outlive a recording and are not compiled again for the next one.
+    """
+    if site.module not in _NUMBERS:
+        _NUMBERS[site.module] = next(_COUNTER)
+    number = _NUMBERS[site.module]
     _SITES[number] = site
     return number
 
 
-def forget(number: int) -> None:
+def is_compiled(root: nn.Module) -> bool:
+    """Whether the model, or a part of it, is to run compiled."""
+    if getattr(root, "_compiler_ctx", None) is not None:  # Lightning's mark of a compiled LightningModule
+        return True
+    return any(
+        "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None
+        for module in root.modules()
+    )
+
+
+def forget(site: Any) -> None:
     """Graphs that still observe this site do nothing from now on."""
-    _SITES.pop(number, None)
+    if _SITES.get(site.number) is site:
+        del _SITES[site.number]
 
 
 def observe(number: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
