@@ -99,6 +99,6 @@ def never_compile_alone(function: Any) -> None:
     """
     with contextlib.suppress(ImportError, AttributeError):  # not public in torch 2.13
         from torch._C._dynamo.eval_frame import set_code_exec_strategy
-        from torch._dynamo.types import FrameAction, FrameExecStrategy
+        from torch._dynamo.types import FrameAction, FrameExecStrategy  # type: ignore[attr-defined]
 
         set_code_exec_strategy(function.__code__, FrameExecStrategy(FrameAction.SKIP, FrameAction.SKIP))

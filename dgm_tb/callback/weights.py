@@ -40,7 +40,8 @@ class WeightWatch:
     Attributes:
         entries: One per module with incoming weights; append-only order of ``named_modules``.
         neurons: Number of all their neurons.
-        keeps_copy: Whether the weights before the step are kept.
+        keeps_copy: Whether the weights before a step may be kept at all.
+        has_copy: Whether those before this step are.
         is_sharded: Whether this rank holds only a part of the weights: squares are to be added up over the ranks.
     """
 
@@ -54,21 +55,49 @@ class WeightWatch:
         self.entries = [incoming.entry for incoming in self._incoming]
         self.neurons = self.entries[-1].offset + self.entries[-1].neurons if self.entries else 0
         self.is_sharded = False
-        self.before: list[Tensor] = []
+        self.has_copy = False
+        self._copies: list[Tensor] = []
+        self._versions: list[int] = []
         self._measured: tuple[list[int], Tensor] | None = None
 
-    def begin(self) -> None:
-        """Copy the weights as they are before the step."""
+    def begin(self, *, copy: bool = True) -> None:
+        """Begin a step.
+
+        Args:
+            copy: Copy the weights now. If not, ``secure`` can do it as long as nothing has changed them.
+        """
+        self._versions = [parameter._version for parameter in self.parameters]
+        self.has_copy = False
+        if self._measured is not None and self._measured[0] != self._versions:
+            self._measured = None
+        if copy:
+            self._copy()
+
+    def secure(self) -> bool:
+        """Copy the weights if that was not done yet and they are still as they were when the step began.
+
+        Returns:
+            Whether there is a copy of the weights before the step.
+        """
+        if not self.has_copy and self._versions == [parameter._version for parameter in self.parameters]:
+            self._copy()
+        return self.has_copy
+
+    def _copy(self) -> None:
         if not self.keeps_copy:
             return
-        if self._measured is not None and self._measured[0] != [p._version for p in self.parameters]:
-            self._measured = None
         with torch.no_grad():
             live = [parameter.detach() for parameter in self.parameters]
-            if [tensor.device for tensor in self.before] != [tensor.device for tensor in live]:
-                self.before = [tensor.clone() for tensor in live]
+            if [tensor.device for tensor in self._copies] != [tensor.device for tensor in live]:
+                self._copies = [tensor.clone() for tensor in live]
             else:
-                torch._foreach_copy_(self.before, live)
+                torch._foreach_copy_(self._copies, live)
+        self.has_copy = True
+
+    @property
+    def before(self) -> list[Tensor]:
+        """The weights before the step in the order of ``parameters``; empty if they are not known."""
+        return self._copies if self.has_copy else []
 
     def norms(self) -> Tensor:
         """The norm of every neuron's incoming weights as they are now ``[neurons]``, float32."""
@@ -94,6 +123,7 @@ class WeightWatch:
             norms_before = self._norms_of(before) if self._measured is None else self._measured[1]
             torch._foreach_sub_(before, weights)
             changes = self._norms_of(before)
+        self.has_copy = False
         self._measured = [parameter._version for parameter in self.parameters], norms
         return torch.stack([norms, changes, norms_before]).square_()
 
