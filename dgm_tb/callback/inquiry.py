@@ -71,7 +71,7 @@ class Inquiry:
             self._on_error(step, error)
             return
         n_before = self._n_findings
-        if self._recorder.ring.breaks_with_history(step) is not None:
+        if self._recorder.ring.breaks_with_history(step.losses, step.gradient_norms) is not None:
             self._on_break(step)
         self._watch_spike(step, is_explained=self._n_findings > n_before)
 
@@ -94,8 +94,11 @@ class Inquiry:
     def _gives_nonfinite(self, step: Step, error: Exception) -> bool:
         if isinstance(error, torch.OutOfMemoryError):
             return False
-        finder = self._investigator().run_again(step, self._recorder.weights.before, self._recorder.rerun)
-        return finder is not None and finder.origin is not None
+        investigator, weights, rerun = self._investigator(), self._recorder.vitals.secure_weights(), self._recorder.rerun
+        finder = investigator.run_again(step, weights, rerun)
+        if finder is not None and finder.origin is not None:
+            return True
+        return bool(investigator.bad_gradient_rows(step, weights, rerun))  # as where anomalies are detected
 
     def _on_error(self, step: Step, error: Exception) -> None:
         """A step of finite numbers raised: an example may be behind it, as when a variance underflows to zero."""
@@ -127,7 +130,7 @@ class Inquiry:
 
     def _on_nonfinite(self, step: Step) -> None:
         recorder = self._recorder
-        verdict = self._investigator().nonfinite(step, recorder.weights.before, recorder.rerun)
+        verdict = self._investigator().nonfinite(step, recorder.vitals.secure_weights(), recorder.rerun)
         cause, known = step, ""
         earlier = self._earlier_cause(step)
         if earlier is not None and self._is_innocent(step, verdict, earlier):
@@ -204,7 +207,7 @@ class Inquiry:
         normal = _ordinary(verdict, table.n_examples)
         roles = {**dict.fromkeys(normal, "normal"), **dict.fromkeys(abnormal, "abnormal")}
         self._write_samples(step, table, [*abnormal, *normal], roles, finding)
-        if recorder.rerun is None or not recorder.weights.before or not before.is_unchanged():
+        if recorder.rerun is None or not recorder.vitals.secure_weights() or not before.is_unchanged():
             recorder.note(f"finding {finding}: the step can't be run again, so there are no contributions for it")
             return
         try:
@@ -214,7 +217,7 @@ class Inquiry:
                 found = relevance_records(
                     recorder.root,
                     before,
-                    recorder.weights.before,
+                    recorder.vitals.secure_weights(),
                     recorder.rerun,
                     slot,
                     verdict.neurons[0],
@@ -259,7 +262,7 @@ class Inquiry:
         chosen.update({"abnormal": abnormal[0]} if abnormal else {})
         chosen.update({"normal": normal[0]} if normal else {})
         attribution = Attribution(step.step, recorder.graph or Graph(), chosen, recorder.options.rules, finding)
-        with as_before(recorder.root, before, recorder.weights.before) as live:
+        with as_before(recorder.root, before, recorder.vitals.secure_weights()) as live:
             recorder.capture.begin()
             recorder.capture.listener, recorder.capture.on_gradient = attribution.on_forward, attribution.on_gradient
             try:

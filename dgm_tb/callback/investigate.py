@@ -105,16 +105,19 @@ class Investigator:
         finder = self.run_again(step, weights, rerun)
         if finder is not None and finder.origin is not None:
             return self._from_origin(step, finder, finder.origin, table)
-        rows: dict[str, list[int]] = {}
-        if finder is not None and rerun is not None and step.before is not None and self._bad_gradients(step):
-            rows = bad_gradient_rows(self.root, step.before, weights, rerun, self.capture)
-        return self._from_row(step, table, rows)
+        return self._from_row(step, table, self.bad_gradient_rows(step, weights, rerun))
 
     def run_again(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> OriginFinder | None:
         """Run a step again up to its first NaN or Inf; None if that is impossible. Arguments as of ``nonfinite``."""
         if rerun is None or not weights or step.before is None or not step.before.is_unchanged():
             return None
         return find_origin(self.root, self.leaves, step.before, weights, rerun)
+
+    def bad_gradient_rows(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> dict[str, list[int]]:
+        """Run a step again with its backward pass; slot -> examples whose gradient is not finite, the first one first."""
+        if rerun is None or not weights or step.before is None or not step.before.is_unchanged():
+            return {}
+        return bad_gradient_rows(self.root, step.before, weights, rerun, self.capture)
 
     def outlier(self, step: Step, trace: Trace) -> Verdict | None:
         """Find the example behind a step whose loss or gradient broke with its history, all finite.
@@ -168,8 +171,8 @@ class Investigator:
         if forward:
             verdict, slot = Verdict(step.step, "forward"), forward[0]
         else:
-            verdict = Verdict(step.step, "backward" if self._bad_gradients(step) else "weights")
-            bad = self._bad_gradients(step)
+            bad = self._bad_gradients(step) or [slot for slot in self.slots if slot.name == next(iter(gradient_rows), "")]
+            verdict = Verdict(step.step, "backward" if bad else "weights")
             slot = bad[-1] if bad else self._slot_of(self._worst_parameter(step)) or table.slot(outliers.layer)
             if not np.isfinite(list(step.losses.values())).all():
                 verdict.symptom = "loss"

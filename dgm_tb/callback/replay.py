@@ -85,7 +85,7 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
         _load(parameters, weights)
         _load(buffers, before.buffers)
         before.random.restore()
-        with torch.enable_grad(), alone(root):
+        with torch.enable_grad(), torch.autograd.set_detect_anomaly(False), alone(root):
             yield {id(parameter): live for parameter, live in zip(parameters, live_weights, strict=True)}
     finally:
         for module, saved in attributes:

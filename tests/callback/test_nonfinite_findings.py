@@ -220,6 +220,17 @@ def test_a_nan_that_appears_in_the_backward_pass_is_found_in_its_step(tmp_path: 
     assert finding.samples == [ABNORMAL]
 
 
+def test_a_nan_that_only_anomaly_detection_has_seen_is_found(tmp_path: Path) -> None:
+    callback = DGMTrackerCallback(on_finding="ignore", max_overhead=None)
+    train = loader(images_with(ABNORMAL, 0.0), sampler=_order(26))
+    with pytest.raises(RuntimeError, match="returned nan"):
+        fit(_Norms(), train, tmp_path, callback, detect_anomaly=True)
+    finding = _only(callback.findings, "nonfinite")
+    assert (finding.step, finding.module, finding.evidence["symptom"]) == (3, "body.3", "backward")
+    assert finding.samples == [ABNORMAL]
+    assert torch.is_anomaly_enabled() is False
+
+
 def _nan_pixel() -> TensorDataset:
     data = images()
     data.tensors[0][ABNORMAL, 0, 3, 3] = torch.nan
