@@ -5,6 +5,7 @@ in-place activations), nothing is kept of the outputs, no synchronisation with t
 same hooks become operators of the compiled graph; see ``compiled.py``.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from dgm_tb.callback import compiled
 from dgm_tb.callback.axes import batch_orders
 from dgm_tb.callback.local import Local
-from dgm_tb.callback.reductions import N_STATISTICS, SUM, needs_pivot, reduce_activation, sum_of_squares
+from dgm_tb.callback.reductions import MIN, N_STATISTICS, SUM, needs_pivot, reduce_activation, sum_of_squares
 from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 from dgm_tb.callback.step_row import StepRow
@@ -164,6 +165,10 @@ class Capture:
         if self.is_active:
             with torch.inference_mode():
                 self._buffer[GRADIENT].mul_((factor * factor).to(self._buffer.device, non_blocking=True))
+
+    def is_finite(self) -> bool:
+        """Whether all that was observed in this step so far was finite; may be wrong if it was nearly infinite."""
+        return not self.is_active or math.isfinite(float(self._buffer[MIN:].sum()))
 
     def take_cost(self) -> float:
         """Seconds spent in hooks since the last call."""

@@ -51,7 +51,7 @@ def is_compiled(root: nn.Module) -> bool:
 
 def forget(site: Any) -> None:
     """Graphs that still observe this site do nothing from now on."""
-    if _SITES.get(site.number) is site:
+    if site is not None and _SITES.get(site.number) is site:
         del _SITES[site.number]
 
 

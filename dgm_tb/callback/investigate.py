@@ -114,7 +114,7 @@ class Investigator:
         return find_origin(self.root, self.leaves, step.before, weights, rerun)
 
     def bad_gradient_rows(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> dict[str, list[int]]:
-        """Run a step again with its backward pass; slot -> examples whose gradient is not finite, the first one first."""
+        """Run a step with its backward pass again; slot -> examples whose gradient is not finite, the first one first."""
         if rerun is None or not weights or step.before is None or not step.before.is_unchanged():
             return {}
         return bad_gradient_rows(self.root, step.before, weights, rerun, self.capture)
@@ -171,7 +171,8 @@ class Investigator:
         if forward:
             verdict, slot = Verdict(step.step, "forward"), forward[0]
         else:
-            bad = self._bad_gradients(step) or [slot for slot in self.slots if slot.name == next(iter(gradient_rows), "")]
+            first = next(iter(gradient_rows), "")
+            bad = self._bad_gradients(step) or [slot for slot in self.slots if slot.name == first]
             verdict = Verdict(step.step, "backward" if bad else "weights")
             slot = bad[-1] if bad else self._slot_of(self._worst_parameter(step)) or table.slot(outliers.layer)
             if not np.isfinite(list(step.losses.values())).all():

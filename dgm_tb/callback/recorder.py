@@ -21,6 +21,7 @@ from dgm_tb.callback.governor import Governor
 from dgm_tb.callback.graph import build_graph
 from dgm_tb.callback.inquiry import Inquiry
 from dgm_tb.callback.investigate import Step
+from dgm_tb.callback.loss_scale import LossScale
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.replay import Before, Rerun, remember
 from dgm_tb.callback.ring import Ring
@@ -30,6 +31,7 @@ from dgm_tb.callback.step_row import StepRow
 from dgm_tb.callback.trace import Trace
 from dgm_tb.callback.tracer import Tracer
 from dgm_tb.callback.verdicts import on_rank
+from dgm_tb.callback.vitals import Vitals, are_finite
 from dgm_tb.callback.weights import WeightWatch
 from dgm_tb.callback.windows import Row, Windows
 from dgm_tb.callback.writer import SegmentWriter
@@ -38,6 +40,8 @@ from dgm_tb.records import Finding, Record
 
 FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 256
+WEIGHED_PER_WINDOW = 4
+"""Steps per window whose weights and updates are measured: weights change slowly, and there are many."""
 
 _ALWAYS = ("recording", "graph", "loss", "layer_statistics", "samples", "relevance", "finding", "note", "end")
 
@@ -91,6 +95,8 @@ class Recorder:
         self.rerun = rerun
         self.capture = Capture(root)
         self.weights = WeightWatch(root)
+        self.loss_scale = LossScale(self.weights.parameters, self.capture.scale_gradients)
+        self.vitals = Vitals(self.weights, self.loss_scale)
         self.graph: Graph | None = None
         self.trace = Trace()
         self.ring = Ring(options.ring_steps)
@@ -103,10 +109,11 @@ class Recorder:
         self._tracer: Tracer | None = None
         self._attribution: Attribution | None = None
         self._before: Before | None = None
-        self._losses: dict[str, Tensor | float] = {}
-        self._gradients: dict[str, Tensor] = {}
         self._must_trace, self._has_traced = True, False
         self._extra_snapshot = -1
+        self._n_observed, self._weighs = 0, False
+        self._weigh_every = max(1, options.window_steps // WEIGHED_PER_WINDOW)
+        self._can_look = all(parameter.device.type == "cpu" for parameter in self.weights.parameters)
         self._is_closed = False
         self.is_in_step = False
         self._began = self._ended = time.perf_counter()
@@ -137,11 +144,15 @@ class Recorder:
         """
         self.abandon_step()
         self._began = time.perf_counter()
-        self._losses, self._gradients = {}, {}
-        self.weights.begin()
+        is_due = self._governor.is_due(self.step) or self._must_trace
+        self._weighs = is_due and self._n_observed % self._weigh_every == 0
+        self._n_observed += is_due
+        self.vitals.begin()
+        self.weights.begin(copy=self._weighs or self.vitals.steps_often or not self._can_look)
+        self.loss_scale.begin()
         self._before = remember(self.step, batch, batch_idx, indices, self.root)
         self.is_in_step = True
-        if self._governor.is_due(self.step) or self._must_trace:
+        if is_due:
             self.capture.begin(batch_size(batch))
             if self.is_leading and self._is_snapshot():
                 graph = self.graph or Graph()
@@ -163,18 +174,21 @@ class Recorder:
 
     @never_raises
     def note_loss(self, name: str, value: Any) -> None:
-        """Note a loss of the current step; whatever is no number is passed over."""
-        if isinstance(value, Tensor):
-            if value.numel() == 1 and not value.is_complex():
-                self._losses[name] = value.detach()
-        elif isinstance(value, (int, float)) and not isinstance(value, bool):
-            self._losses[name] = float(value)
+        """Note a loss of the current step, without its scale if it has one; whatever is no number is passed over."""
+        self.vitals.note_loss(name, value)
 
     @never_raises
-    def note_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Note the gradients that an optimizer is about to use, before they are clipped."""
+    def note_gradients(self, parameters: Iterable[Tensor], *, are_scaled: bool = False) -> None:
+        """Note the gradients that an optimizer is about to use, before they are clipped.
+
+        Args:
+            parameters: The optimizer's.
+            are_scaled: Whether a gradient scaler's factor is still in them.
+        """
         began = time.perf_counter()
-        self._gradients.update(self.weights.gradient_norms(parameters))
+        self.vitals.note_gradients(parameters, are_scaled=are_scaled)
+        if self._can_look and not self.weights.has_copy and self._looks_bad():
+            self.vitals.secure_weights()  # before the optimizer changes them
         self._own += time.perf_counter() - began
 
     @never_raises
@@ -188,14 +202,15 @@ class Recorder:
         if not self.is_in_step:
             return
         step = self._leave_step()
-        row = Row(self.step, global_step, step.losses)
-        norms = self.weights.norms() if any(step.row.counts) else None
+        row = Row(self.step, global_step, step.losses, is_skipped=step.was_skipped)
+        norms = self.weights.norms() if self._weighs else None
         if norms is not None and not bool(torch.isfinite(norms).all()):
             step.bad_weights = self.weights.nonfinite_parameters()
         self._write_attribution()
         self._inquiry.look_into(step)
+        row.raw = step.row if any(step.row.counts) else None
         if norms is not None:  # last, since it uses up the copy of the weights before the step
-            row.raw, row.weights = step.row, self.weights.end(norms).numpy()
+            row.weights = self.weights.end(norms).numpy()
         self.ring.add(step)
         if self.ring_is_due_for:
             self.write_ring(self.ring_is_due_for)
@@ -249,7 +264,7 @@ class Recorder:
             self.write_ring(reason)
         body = {"reason": reason, "last_step": self.step - 1, "exception": exception}
         self.write(Record("end", self.step, self.step, body))
-        self.capture.close()
+        self._remove_hooks()
         if self._writer is not None:
             self._writer.close()
 
@@ -309,7 +324,7 @@ class Recorder:
         """End the recording because of an error of ours; training goes on."""
         self.is_broken = True
         self._leave_tracer()
-        self.capture.close()
+        self._remove_hooks()
         if self.team is not None:
             self.team.leave()
         warn(f"recording stops at step {self.step}, training goes on: {reason}")
@@ -326,6 +341,11 @@ class Recorder:
         else:
             self.should_stop = True
 
+    def _remove_hooks(self) -> None:
+        self.capture.close()
+        self.loss_scale.remove()
+        self.vitals.remove()
+
     def leaves(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
         """Every module that is one node of the DAG, and why some of them have no recorded neurons."""
         chosen, skipped = observable_modules(self.root)
@@ -333,17 +353,24 @@ class Recorder:
         losses = {n: m for n, m in modules.items() if isinstance(m, nn.modules.loss._Loss)}
         return {**chosen, **{name: modules[name] for name in skipped}, **losses}, skipped
 
+    def _looks_bad(self) -> bool:
+        """Whether the step so far is not finite, or breaks with its history: then it may be run again."""
+        losses, norms = self.vitals.read()
+        return not (are_finite(losses, norms) and self.capture.is_finite()) or (
+            self.ring.breaks_with_history(losses, norms) is not None
+        )
+
     # -- inside a step -------------------------------------------------------------------------------------------------
 
     def _leave_step(self) -> Step:
         self._leave_tracer()
         row = self.capture.end() or StepRow(torch.zeros(5, 0), [], torch.zeros(0), [])
         self.capture.listener = self.capture.on_gradient = None
+        row.scale = self.loss_scale.scale
         self.is_in_step = False
         self._take_graph()
-        losses = {name: float(value) for name, value in self._losses.items()}
-        norms = {name: float(norm) for name, norm in self._gradients.items()}
-        return Step(self.step, row, self._before, losses, norms)
+        losses, norms = self.vitals.read()
+        return Step(self.step, row, self._before, losses, norms, was_skipped=self.loss_scale.has_skipped())
 
     def _leave_tracer(self) -> None:
         tracer, self._tracer = self._tracer, None

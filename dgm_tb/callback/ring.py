@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -34,10 +35,17 @@ class Ring:
             self._losses.setdefault(name, deque(maxlen=HISTORY_STEPS)).append(value)
         self._gradient.append(_norm(step.gradient_norms))
 
-    def breaks_with_history(self, step: Step) -> tuple[str, float] | None:
-        """The loss (or ``"gradient norm"``) that is far above all recent ones, with the ratio; None if none is."""
-        series = [(name, self._losses.get(name, deque()), value) for name, value in step.losses.items()]
-        series.append(("gradient norm", self._gradient, _norm(step.gradient_norms)))
+    def breaks_with_history(
+        self, losses: Mapping[str, float], gradient_norms: Mapping[str, float]
+    ) -> tuple[str, float] | None:
+        """The loss (or ``"gradient norm"``) that is far above all recent ones, with the ratio; None if none is.
+
+        Args:
+            losses: Name -> value in a step not yet taken in.
+            gradient_norms: Parameter -> norm of its gradient.
+        """
+        series = [(name, self._losses.get(name, deque()), value) for name, value in losses.items()]
+        series.append(("gradient norm", self._gradient, _norm(gradient_norms)))
         # what is not that many times the value before it is not that many times all of them, either: mostly all is done
         leaps = [(n, h, v) for n, h, v in series if h and not abs(v) < JUMP_RATIO * abs(h[-1])]
         ratios = {name: jump(history, value) for name, history, value in leaps}
@@ -74,5 +82,5 @@ class Ring:
         return Record("ring", observed[0].step, observed[-1].step, {"reason": reason, "losses": losses}, arrays)
 
 
-def _norm(norms: dict[str, float]) -> float:
+def _norm(norms: Mapping[str, float]) -> float:
     return math.hypot(*norms.values())

@@ -1,5 +1,6 @@
 """What one observed step left of every neuron, and the statistics that come of it."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,8 +39,10 @@ class StepRow:
 
     def is_finite(self) -> bool:
         """Whether every activation and every gradient of the step was finite (slots not called hold zeros)."""
-        extremes = torch.isfinite(self.activation[MIN : MAX + 1]).all()
-        return bool(extremes & torch.isfinite(self.gradient).all())
+        extremes = self.activation[MIN : MAX + 1]
+        if math.isfinite(float(extremes.sum() + self.gradient.sum())):
+            return True
+        return bool(torch.isfinite(extremes).all() & torch.isfinite(self.gradient).all())
 
     def extremes_finite(self, slot: Slot) -> bool:
         """Whether the slot's smallest and largest activations are finite (so all are)."""

@@ -85,13 +85,17 @@ class Windows:
         made = [_loss_record(rows)] if rows else []
         observed = [row for row in rows if row.is_observed]
         self._fill_in(observed)
-        made += [_layer_record(quantity, observed, self.layers[quantity]) for quantity in STATISTICS if observed]
+        for quantity in STATISTICS:
+            known = [row for row in observed if quantity in row.quantities]
+            made += [_layer_record(quantity, known, self.layers[quantity])] if known else []
         if is_last and self._window:
             self._end_window()
         made += self._polylines
         self._polylines = []
         done, self._done = self._done, []
-        made += [_dynamics_record(quantity, done, self.window_steps) for quantity in STATISTICS if done]
+        for quantity in STATISTICS:
+            with_it = [window for window in done if quantity in window[2]]
+            made += [_dynamics_record(quantity, with_it, self.window_steps)] if with_it else []
         return [record for record in made if all(array.size for array in record.arrays.values())]
 
     def _fill_in(self, rows: Sequence[Row]) -> None:
@@ -102,16 +106,23 @@ class Windows:
         activation, gradient = statistics_of([row.raw for row in fresh if row.raw is not None], self.slots)
         for number, row in enumerate(fresh):
             row.quantities = {"activation": activation[number], "gradient": gradient[number][None]}
+
+        squares = [row.weights for row in fresh if row.weights is not None]
+        weights = iter(weight_statistics(np.stack(squares)) if squares else ())
+        for row in fresh:
             if row.weights is not None:
-                weights = weight_statistics(row.weights)
-                row.quantities |= {"weight": weights[:1], "update": weights[1:]}
+                norm, *update = next(weights)
+                row.quantities |= {"weight": norm[None], "update": np.stack(update)}
 
     def _end_window(self) -> None:
         rows, self._window = self._window, []
         self._fill_in(rows)
         aggregated: dict[str, Array] = {}
         for quantity, statistics in STATISTICS.items():
-            values = _stack(rows, quantity)
+            known = [row for row in rows if quantity in row.quantities]
+            if not known:
+                continue
+            values = _stack(known, quantity)
             columns = []
             with np.errstate(invalid="ignore", over="ignore"):
                 for number, statistic in enumerate(statistics):
@@ -145,6 +156,8 @@ def _loss_record(rows: Sequence[Row]) -> Record:
         "values": values.reshape(len(rows), len(names)),
         "present": present.reshape(len(rows), len(names)),
     }
+    if any(row.is_skipped for row in rows):
+        arrays["skipped"] = np.array([row.is_skipped for row in rows], np.uint8)
     return Record("loss", rows[0].step, rows[-1].step, {"names": names}, arrays)
 
 

@@ -1,0 +1,82 @@
+"""What every step is judged by, whether its neurons are observed or not: its losses and the norms of its gradients."""
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from dgm_tb.callback.loss_scale import LossScale
+from dgm_tb.callback.weights import WeightWatch
+
+Numbers = dict[str, float]
+
+
+class Vitals:
+    """Losses and gradient norms of the current step, and whether its weights are still those from before it.
+
+    Args:
+        weights: The model's.
+        loss_scale: Of its gradient scalers.
+
+    Attributes:
+        steps_often: Whether optimizers have stepped more than once in one step of the training.
+    """
+
+    def __init__(self, weights: WeightWatch, loss_scale: LossScale) -> None:
+        self._weights = weights
+        self._loss_scale = loss_scale
+        self._losses: dict[str, Tensor | float] = {}
+        self._gradients: dict[str, Tensor] = {}
+        self._own = {id(parameter) for parameter in weights.parameters}
+        self._n_stepped = 0
+        self.steps_often = False
+        self._handle = register_optimizer_step_post_hook(self._on_optimizer_step)
+
+    def begin(self) -> None:
+        """Begin a step."""
+        self._losses, self._gradients = {}, {}
+        self._n_stepped = 0
+
+    def remove(self) -> None:
+        """Leave the optimizers alone. Safe to call twice."""
+        self._handle.remove()
+
+    def note_loss(self, name: str, value: Any) -> None:
+        """Note a loss, without its scale if it has one; whatever is no number is passed over."""
+        value = self._loss_scale.unscaled(value)
+        if isinstance(value, Tensor):
+            if value.numel() == 1 and not value.is_complex():
+                self._losses[name] = value.detach()
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            self._losses[name] = float(value)
+
+    def note_gradients(self, parameters: Iterable[Tensor], *, are_scaled: bool) -> None:
+        """Note the gradients of these parameters as they are now; see ``Recorder.note_gradients``."""
+        norms = self._weights.gradient_norms(parameters)
+        self._gradients |= {n: self._loss_scale.divided(norms[n]) for n in norms} if are_scaled else norms
+
+    def read(self) -> tuple[Numbers, Numbers]:
+        """Losses and gradient norms noted so far; waits for the device they are on."""
+        losses = {name: float(value) for name, value in self._losses.items()}
+        gradients = self._gradients
+        norms = torch.stack(list(gradients.values())).tolist() if gradients else []
+        return losses, dict(zip(gradients, norms, strict=True))
+
+    def secure_weights(self) -> list[Tensor]:
+        """The weights before this step, copied now if that has not been done; empty if it is too late for it."""
+        if not self._n_stepped:
+            self._weights.secure()
+        return self._weights.before
+
+    def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if any(id(parameter) in self._own for group in optimizer.param_groups for parameter in group["params"][:1]):
+            self._n_stepped += 1
+            self.steps_often = self.steps_often or self._n_stepped > 1
+
+
+def are_finite(*numbers: Numbers) -> bool:
+    """Whether all these numbers are finite."""
+    return all(math.isfinite(value) for part in numbers for value in part.values())
