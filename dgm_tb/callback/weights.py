@@ -1,14 +1,16 @@
-"""Weights before and after each step: norms and relative updates per neuron, and the copy that replay needs."""
+"""Weights before and after each step: norms and updates per neuron, and the copy that replay needs."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from dgm_tb.callback.reductions import rows_norm
+from dgm_tb.callback.incoming import Finder, wide
+from dgm_tb.callback.shards import is_distributed_tensor, local, oddity, shard_of, sharded_twins
 from dgm_tb.graph import Weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -17,59 +19,107 @@ MAX_COPY_BYTES = 1 << 30
 """Above this the weights are not copied: no relative update and no replay (said in the recording)."""
 
 
-@dataclass
-class _Incoming:
-    """The weights of one module's neurons."""
-
-    entry: Weight
-    number: int
-    neuron_axis: int
-    groups: int
-
-    @property
-    def rows(self) -> slice:
-        return slice(self.entry.offset, self.entry.offset + self.entry.neurons)
-
-    def norm(self, weight: Tensor) -> Tensor:
-        return rows_norm(_wide(weight), self.neuron_axis, self.groups)
-
-
 class WeightWatch:
-    """Watches the parameters of one model.
+    """Watches the weights of one model: ``begin`` before a step, ``norms`` and then ``end`` after it.
+
+    Weights may be sharded over processes (FSDP2). Nothing is sent: each process gives sums of squares over its own
+    part, divided by the number of processes that hold the same part; so the sum over all processes is the whole.
+
+    Args:
+        root: The model.
 
     Attributes:
-        entries: One per module with incoming weights; append-only order of ``named_modules``.
-        neurons: Number of all their neurons.
+        names: Names of all parameters.
+        parameters: The parameters, in the order of ``root.parameters()``; the sharded one where FSDP2 has put a whole
+            one in its place for now.
+        is_sharded: Whether this process holds only a part of the weights.
         keeps_copy: Whether the weights before a step may be kept at all.
         has_copy: Whether those before this step are.
-        is_sharded: Whether this rank holds only a part of the weights: squares are to be added up over the ranks.
     """
 
     def __init__(self, root: nn.Module) -> None:
-        self.names = [name for name, _ in root.named_parameters()]
-        self.parameters = [parameter for _, parameter in root.named_parameters()]
-        n_bytes = sum(p.numel() * p.element_size() for p in self.parameters if _is_plain(p))
-        self.keeps_copy = 0 < n_bytes <= MAX_COPY_BYTES and all(map(_is_plain, self.parameters))
-        self._numbers = {id(parameter): number for number, parameter in enumerate(self.parameters)}
-        self._incoming = list(_incoming_weights(root, self._numbers))
-        self.entries = [incoming.entry for incoming in self._incoming]
-        self.neurons = self.entries[-1].offset + self.entries[-1].neurons if self.entries else 0
-        self.is_sharded = False
+        twins = sharded_twins(root.modules())
+        named = [(name, twins.get(id(parameter), parameter)) for name, parameter in root.named_parameters()]
+        self.names = [name for name, _ in named]
+        self.parameters = [parameter for _, parameter in named]
+        self.is_sharded = any(map(is_distributed_tensor, self.parameters))
         self.has_copy = False
+        self._n_processes = dist.get_world_size() if self.is_sharded else 1
+        self._numbers = {id(parameter): number for number, parameter in enumerate(self.parameters)}
+        self._finder = Finder(root, self.parameters, twins, self._n_processes)
+        self._notes: list[str] = []
+        self._said: set[str] = set()
         self._copies: list[Tensor] = []
+        self._places: list[int] = []
         self._versions: list[int] = []
-        self._measured: tuple[list[int], Tensor] | None = None
+        self._computed: list[Tensor] = []
+        self._now: list[Tensor] = []
+        self._look()
+
+    # -- what is watched -----------------------------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> list[Weight]:
+        """One per module with incoming weights (recurrent layers: one per layer); append-only."""
+        self._look_again()
+        return [incoming.entry for incoming in self._finder.found]
+
+    @property
+    def neurons(self) -> int:
+        """Number of all their neurons."""
+        return self._finder.neurons
+
+    def take_notes(self) -> list[str]:
+        """What the recording should say of weights that are left out or not copied; every sentence once."""
+        notes, self._notes = self._notes, []
+        return notes
+
+    def _note(self, text: str) -> None:
+        if text not in self._said:
+            self._said.add(text)
+            self._notes.append(text)
+
+    def _look(self) -> None:
+        self._finder.look()
+        self._lazy = [parameter for parameter in self.parameters if is_lazy(parameter)]
+        used = {part.number for incoming in self._finder.found for part in incoming.parts}
+        odd = {n: reason for n, p in enumerate(self.parameters) if not is_lazy(p) and (reason := oddity(p))}
+        self._is_whole = not self.is_sharded and not odd
+        n = len(self.parameters)
+        self._copied = [number for number in range(n) if self._is_whole or number in used]
+        self._used = sorted(used)
+        n_bytes = self._finder.computed_bytes + sum(_n_bytes(self.parameters[number]) for number in self._copied)
+        self.keeps_copy = bool(self._lazy) or 0 < n_bytes <= MAX_COPY_BYTES
+        for name, reason in self._finder.reasons.items():
+            self._note(f"the weights of {name} are not recorded: {reason}")
+        if n_bytes > MAX_COPY_BYTES:
+            size = f"{n_bytes / 2**30:.1f} GB"
+            self._note(f"the weights are not copied, they are {size}: no relative updates, no replay of a failing step")
+        elif self.is_sharded:
+            self._note("the weights are sharded over processes: no replay of a failing step")
+        elif odd:
+            names = ", ".join(f"{self.names[number]} ({reason})" for number, reason in odd.items())
+            self._note(f"not all weights can be copied: no replay of a failing step ({names})")
+
+    def _look_again(self) -> None:
+        """Find the weights of lazy modules, once they have some."""
+        if self._lazy and not any(map(is_lazy, self._lazy)):
+            self.has_copy = False
+            self._places = []
+            self._look()
+
+    # -- before the step -----------------------------------------------------------------------------------------------
 
     def begin(self, *, copy: bool = True) -> None:
         """Begin a step.
 
         Args:
-            copy: Copy the weights now. If not, ``secure`` can do it as long as nothing has changed them.
+            copy: Copy the weights now. If not, ``secure`` can do it as long as nothing has changed them; a step that is
+                neither measured nor run again needs no copy, and then this costs nothing.
         """
+        self._look_again()
         self._versions = [parameter._version for parameter in self.parameters]
         self.has_copy = False
-        if self._measured is not None and self._measured[0] != self._versions:
-            self._measured = None
         if copy:
             self._copy()
 
@@ -83,26 +133,31 @@ class WeightWatch:
             self._copy()
         return self.has_copy
 
-    def _copy(self) -> None:
-        if not self.keeps_copy:
-            return
-        with torch.no_grad():
-            live = [parameter.detach() for parameter in self.parameters]
-            if [tensor.device for tensor in self._copies] != [tensor.device for tensor in live]:
-                self._copies = [tensor.clone() for tensor in live]
-            else:
-                torch._foreach_copy_(self._copies, live)
-        self.has_copy = True
-
     @property
     def before(self) -> list[Tensor]:
-        """The weights before the step in the order of ``parameters``; empty if they are not known."""
-        return self._copies if self.has_copy else []
+        """The weights before the step in the order of ``parameters``; empty if they are not all known."""
+        return self._copies if self.has_copy and self._is_whole else []
+
+    def _copy(self) -> None:
+        if not self.keeps_copy or self._lazy:
+            return
+        with torch.no_grad():
+            live = self._local(self._copied)
+            places = [tensor.data_ptr() for tensor in live]
+            if places == self._places:
+                torch._foreach_copy_(self._copies, live)
+            else:
+                self._copies, self._places = [tensor.clone() for tensor in live], places
+            self._computed = self._compute()
+        self.has_copy = True
+
+    # -- after the step ------------------------------------------------------------------------------------------------
 
     def norms(self) -> Tensor:
-        """The norm of every neuron's incoming weights as they are now ``[neurons]``, float32."""
+        """The norm of every neuron's incoming weights as they are now ``[neurons]``."""
         with torch.no_grad():
-            return self._norms_of([self.parameters[incoming.number].detach() for incoming in self._incoming])
+            self._now = [*self._local(range(len(self.parameters))), *self._compute()]
+            return self._norms_of(self._now)
 
     def end(self, norms: Tensor) -> Tensor:
         """Measure the step's change; the copy of the weights before it is used up by that.
@@ -112,40 +167,103 @@ class WeightWatch:
 
         Returns:
             Sums of squares of every neuron's incoming weights ``[3, neurons]``: after the step, of its change, before
-            it; NaN for the latter two if no copy of the weights is kept. Of sharded weights this rank's part: the sum
-            over the ranks is the whole. ``weight_statistics`` turns them into what is recorded.
+            it; NaN for the latter two if there is no copy of the weights. Of sharded weights this process's part: the
+            sum over the processes is the whole. ``weight_statistics`` turns them into what is recorded.
         """
-        if not self.before or not self._incoming:
+        now, self._now = self._now, []
+        if not self.has_copy:
             return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2]).square_()
-        with torch.no_grad():
-            weights = [self.parameters[incoming.number].detach() for incoming in self._incoming]
-            before = [self.before[incoming.number] for incoming in self._incoming]
-            norms_before = self._norms_of(before) if self._measured is None else self._measured[1]
-            torch._foreach_sub_(before, weights)
-            changes = self._norms_of(before)
         self.has_copy = False
-        self._measured = [parameter._version for parameter in self.parameters], norms
-        return torch.stack([norms, changes, norms_before]).square_()
+        with torch.no_grad():
+            before = self._by_number()
+            norms_before = self._norms_of(before)
+            for number in self._used:
+                before[number] = wide(before[number])
+            torch._foreach_sub_([before[number] for number in self._used], [now[number] for number in self._used])
+            return torch.stack([norms, self._norms_of(before), norms_before]).square_()
 
-    def _norms_of(self, weights: list[Tensor]) -> Tensor:
-        """Norms of all neurons ``[neurons]``, float32."""
-        norms = [incoming.norm(weight) for incoming, weight in zip(self._incoming, weights, strict=True)]
-        return torch.cat(norms).float().cpu() if norms else torch.zeros(0)
+    def _by_number(self) -> list[Tensor]:
+        """The weights before the step, each where its number says."""
+        before = [*self.parameters, *self._computed]  # of the former only those that were copied are looked at
+        for number, tensor in zip(self._copied, self._copies, strict=True):
+            before[number] = tensor
+        return before
+
+    def _norms_of(self, tensors: Sequence[Tensor]) -> Tensor:
+        """Norms of all neurons ``[neurons]``, in the memory of the host."""
+        norms = [incoming.norms(tensors) for incoming in self._finder.found]
+        if len({part.device for part in norms}) > 1:
+            norms = [part.cpu() for part in norms]
+        return torch.cat(norms).cpu() if norms else torch.zeros(0)
+
+    def _local(self, numbers: Iterable[int]) -> list[Tensor]:
+        if self.is_sharded:
+            return [local(self.parameters[number]) for number in numbers]
+        return [self.parameters[number] for number in numbers]
+
+    def _compute(self) -> list[Tensor]:
+        """The weights that are no parameters; NaN for those that can't be computed any more."""
+        values = []
+        for weight in self._finder.computed:
+            try:
+                values.append(weight.compute())
+            except Exception as error:
+                self._note(f"the weights of {weight.name} are not recorded any more: {type(error).__name__}: {error}")
+                values.append(torch.full(weight.shape, float("nan")))
+        return values
 
     def nonfinite_parameters(self) -> list[str]:
         """Names of the parameters that hold NaN or Inf now."""
-        finite = _all_finite([parameter.detach() for parameter in self.parameters])
-        return [name for name, ok in zip(self.names, finite, strict=True) if not ok]
+        named = zip(self.names, self.parameters, strict=True)
+        with torch.no_grad():
+            return [name for name, p in named if not oddity(p) and not bool(torch.isfinite(wide(local(p))).all())]
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
 
     def gradient_norms(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The L2 norm of each parameter's gradient, as it is now, by parameter name (a 0-dim tensor each)."""
-        chosen = [(p, p.grad) for p in parameters if id(p) in self._numbers and p.grad is not None]
-        chosen = [(p, gradient) for p, gradient in chosen if _is_plain(gradient)]
-        if not chosen:
-            return {}
+        """The L2 norm of each parameter's gradient, as it is now, by parameter name (a 0-dim tensor each).
+
+        Of sharded weights this process's part: the root of the sum of squares over the processes is the whole.
+        """
+        numbers = [n for parameter in parameters if (n := self._numbers.get(id(parameter))) is not None]
         with torch.no_grad():
-            norms = torch._foreach_norm([gradient for _, gradient in chosen])
-        return {self.names[self._numbers[id(p)]]: norm for (p, _), norm in zip(chosen, norms, strict=True)}
+            found = {n: gradient for n in numbers if (gradient := self._gradient(n)) is not None}
+            norms = list(torch._foreach_norm(list(found.values()), 2, _widest(found.values()))) if found else []
+            if self.is_sharded:
+                norms = [norm / self._n_copies(number) ** 0.5 for number, norm in zip(found, norms, strict=True)]
+        return {self.names[number]: norm for number, norm in zip(found, norms, strict=True)}
+
+    def _gradient(self, number: int) -> Tensor | None:
+        """What this process holds of a parameter's gradient as a real, strided tensor, if it can be had."""
+        gradient = self.parameters[number].grad
+        if gradient is None or (
+            type(gradient) is Tensor and gradient.dtype is torch.float32 and not gradient.is_sparse
+        ):
+            return gradient
+        if is_distributed_tensor(gradient):
+            gradient = None if any(p.is_partial() for p in gradient.placements) else local(gradient)  # type: ignore[attr-defined]
+        elif gradient.layout is torch.sparse_coo:
+            gradient = gradient.coalesce().values()
+        if gradient is None or oddity(gradient):
+            return None
+        return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+    def _n_copies(self, number: int) -> int:
+        parameter = self.parameters[number]
+        return shard_of(parameter).n_copies if is_distributed_tensor(parameter) else self._n_processes
+
+
+def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The type that all norms are computed in: float32, or float64 if a tensor is."""
+    return torch.float64 if any(tensor.dtype is torch.float64 for tensor in tensors) else torch.float32
+
+
+def _n_bytes(parameter: Tensor) -> int:
+    if is_lazy(parameter):
+        return 0
+    with torch.no_grad():
+        part = local(parameter)
+    return part.numel() * part.element_size()
 
 
 def weight_statistics(squares: Array) -> Array:
@@ -161,44 +279,3 @@ def weight_statistics(squares: Array) -> Array:
     with np.errstate(all="ignore"):
         after, change, before = np.moveaxis(np.sqrt(squares), -2, 0)
         return np.stack([after, change / np.maximum(before, 1e-30), before], -2).astype(np.float32)
-
-
-def _incoming_weights(root: nn.Module, numbers: dict[int, int]) -> Iterable[_Incoming]:
-    offset = 0
-    seen: set[int] = set()
-    for path, module in root.named_modules():
-        weight = module._parameters.get("weight")
-        if weight is None or id(weight) in seen or id(weight) not in numbers or not weight.is_floating_point():
-            continue
-        seen.add(id(weight))
-        if not weight.numel():
-            continue
-        axis = _neuron_axis(module)
-        groups = int(getattr(module, "groups", 1)) if axis == 1 else 1
-        neurons = weight.shape[axis] * groups
-        yield _Incoming(Weight(path, "weight", neurons, offset), numbers[id(weight)], axis, groups)
-        offset += neurons
-
-
-def _neuron_axis(module: nn.Module) -> int:
-    if isinstance(module, nn.modules.conv._ConvTransposeNd):
-        return 1
-    return -1 if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else 0
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is an ordinary, initialised, strided tensor (no DTensor, no lazy parameter)."""
-    return type(tensor) in (Tensor, nn.Parameter) and tensor.layout == torch.strided
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
-
-
-def _all_finite(tensors: list[Tensor]) -> list[bool]:
-    plain = [tensor for tensor in tensors if _is_plain(tensor) and tensor.is_floating_point()]
-    norms = iter(torch._foreach_norm(plain, float("inf"))) if plain else iter(())
-    return [
-        bool(torch.isfinite(next(norms))) if _is_plain(tensor) and tensor.is_floating_point() else True
-        for tensor in tensors
-    ]
