@@ -136,15 +136,21 @@ class Leader(Team):
         for (row, others), share in zip(ready, own, strict=True):
             placed = [placed_share(other, self._partners[rank].layout, slots) for rank, other in others.items()]
             losses, quantities = merge([share, *placed], slots, world_size)
-            if row.weights is None:
+            if row.raw is None:
                 quantities = {}
-            else:
-                parts = [row.weights, *(other.weights for other in others.values() if other.weights is not None)]
-                is_whole = len(parts) == (world_size if self._recorder.weights.is_sharded else 1)
-                weights = weight_statistics(np.sum(parts, 0) if is_whole else np.full_like(row.weights, np.nan))
+            if row.weights is not None:
+                weights = weight_statistics(self._whole(row.weights, others))
                 quantities |= {"weight": weights[:1], "update": weights[1:]}
             merged.append(replace(row, losses=losses, raw=None, quantities=quantities))
         return merged
+
+    def _whole(self, squares: Array, others: Mapping[int, Share]) -> Array:
+        """Sums of squares of the whole weights; NaN if a rank that holds a part of them is missing."""
+        if not self._recorder.weights.is_sharded:
+            return squares
+        parts = [share.weights for share in others.values() if share.weights is not None]
+        is_whole = len(parts) == len(self._partners)
+        return np.asarray(np.sum([squares, *parts], 0)) if is_whole else np.full_like(squares, np.nan)
 
     def _note(self, text: str) -> None:
         kind = text.partition(" ")[0]

@@ -35,36 +35,38 @@ def rows_letter(rows: Sequence[Row], slots: Sequence[Slot], n_known: int, *, wit
         "steps": [row.step for row in rows],
         "losses": [row.losses for row in rows],
         "observed": [share.activation is not None for share in shares],
+        "weighed": [with_weights and row.weights is not None for row in rows],
     }
+    arrays = {}
+    if any(body["weighed"]):
+        arrays["weights"] = np.stack([row.weights for row in rows if row.weights is not None])
     if not observed:
-        return pack(body, {})
+        return pack(body, arrays)
     first = [slot.offset for slot in slots]
     activation = np.stack([share.activation for share in observed if share.activation is not None])
-    arrays = {
+    arrays |= {
         "activation": activation.astype(np.float32),
         "counts": np.stack([share.counts[first] for share in observed]),
         "gradient": np.stack([share.gradient for share in observed]).astype(np.float32),
         "gradient_counts": np.stack([share.gradient_counts[first] for share in observed]),
     }
-    weights = [row.weights for row in rows if row.raw is not None and row.weights is not None and with_weights]
-    return pack(body, {**arrays, "weights": np.stack(weights)} if weights else arrays)
+    return pack(body, arrays)
 
 
 def shares_in(body: Mapping[str, Any], arrays: Mapping[str, Array], layout: Layout) -> dict[int, Share]:
     """Step -> share, of a letter of ``rows_letter``; over the neurons of the sender's layout."""
     sizes = [neurons for _, neurons in layout]
     shares: dict[int, Share] = {}
-    number = 0
-    for step, losses, is_observed in zip(body["steps"], body["losses"], body["observed"], strict=True):
+    names = ("activation", "counts", "gradient", "gradient_counts")
+    observed = zip(*(arrays[name] for name in names if name in arrays), strict=True)
+    weighed = iter(arrays.get("weights", ()))
+    columns = zip(body["steps"], body["losses"], body["observed"], body["weighed"], strict=True)
+    for step, losses, is_observed, is_weighed in columns:
         share = shares[step] = Share({name: float(value) for name, value in losses.items()})
-        if not is_observed:
-            continue
-        share.activation = arrays["activation"][number]
-        share.counts = np.repeat(arrays["counts"][number], sizes)
-        share.gradient = arrays["gradient"][number]
-        share.gradient_counts = np.repeat(arrays["gradient_counts"][number], sizes)
-        share.weights = arrays["weights"][number] if "weights" in arrays else None
-        number += 1
+        share.weights = next(weighed) if is_weighed else None
+        if is_observed:
+            share.activation, counts, share.gradient, gradient_counts = next(observed)
+            share.counts, share.gradient_counts = np.repeat(counts, sizes), np.repeat(gradient_counts, sizes)
     return shares
 
 

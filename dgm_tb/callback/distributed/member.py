@@ -115,7 +115,7 @@ class Member(Team):
             if sum(size for _, size in self._unconfirmed) > MAX_UNCONFIRMED_BYTES:
                 rows = [replace(row, raw=None, weights=None) for row in rows]
             slots = self._slots()
-            is_sharded = getattr(self._recorder.weights, "is_sharded", False)
+            is_sharded = self._recorder.weights.is_sharded
             self._post(rows_letter(rows, slots, self._n_slots, with_weights=is_sharded), len(slots))
 
     def _post(self, letter: bytes, n_slots: int) -> None:
