@@ -160,6 +160,8 @@ def _inspect_run(run: "Run") -> list[str]:
         f"  {len(run.findings)} findings, {len(run.snapshots)} snapshots with contributions, "
         f"losses: {', '.join(run.losses) or 'none'}",
     ]
+    if n_skipped := len(run.skipped_steps):
+        lines.append(f"  {n_skipped} step{'s' if n_skipped > 1 else ''} skipped: gradient overflow")
     for recording in run.recordings:
         lines += _inspect_recording(recording)
     lines.append(f"  {len(graph.layers)} layers, {sum(layer.neurons for layer in graph.layers)} neurons")

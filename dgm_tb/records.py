@@ -78,11 +78,13 @@ class Kind:
         arrays: Array name -> its axes in order.
         body: Keys that the JSON body always has.
         when: When the callback writes it.
+        optional: Arrays that a record may lack; all others it needs.
     """
 
     arrays: Mapping[str, tuple[str, ...]]
     body: tuple[str, ...]
     when: str
+    optional: frozenset[str] = frozenset()
 
 
 KINDS: dict[str, Kind] = {
@@ -94,9 +96,11 @@ KINDS: dict[str, Kind] = {
             "global_steps": ("steps",),
             "values": ("steps", "losses"),
             "present": ("steps", "losses"),
+            "skipped": ("steps",),
         },
         ("names",),
-        "every step",
+        "every step; skipped: where a gradient scaler left an optimizer step out",
+        frozenset({"skipped"}),
     ),
     "layer_statistics": Kind(
         {"steps": ("steps",), "values": ("steps", "layers", "statistics")}, ("quantity", "statistics"), "every step"
@@ -125,6 +129,7 @@ KINDS: dict[str, Kind] = {
         {"values": ("neurons",), "input": ("*",)},
         ("step", "target", "neuron", "sample", "layers", "leak"),
         "at findings; one exact pass from a suspect neuron down to the input",
+        frozenset({"input"}),
     ),
     "finding": Kind({}, ("id", "finding"), "as detected"),
     "ring": Kind(
@@ -137,6 +142,7 @@ KINDS: dict[str, Kind] = {
         },
         ("reason", "losses"),
         "at findings, exceptions and the end; all neurons of the last steps",
+        frozenset({"steps", "activation", "gradient", "examples", "indices"}),
     ),
     "note": Kind({}, ("text",), "whenever something could not be recorded"),
     "end": Kind({}, ("reason", "last_step"), "once, when training ended or raised"),

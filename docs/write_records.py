@@ -40,7 +40,11 @@ def kinds() -> str:
         (
             f"`{name}`",
             ", ".join(f"`{key}`" for key in kind.body) or "-",
-            "<br>".join(f"`{array}` [{', '.join(axes)}]" for array, axes in kind.arrays.items()) or "-",
+            "<br>".join(
+                f"`{array}` [{', '.join(axes)}]{', optional' * (array in kind.optional)}"
+                for array, axes in kind.arrays.items()
+            )
+            or "-",
             kind.when,
         )
         for name, kind in records.KINDS.items()

@@ -23,6 +23,7 @@ WINDOW = 4
 STEPS = 12
 LOSS_STEPS = np.arange(STEPS)
 NAN_STEP = 9
+SKIPPED = [2, 7]
 
 LAYERS = {"out": 5, "conv": 3, "fc": 4, "unfold": 2}
 FLOW = ["conv", "fc", "unfold", "out"]
@@ -123,6 +124,7 @@ def loss_record(steps: Array = LOSS_STEPS) -> Record:
     present = np.ones((len(steps), 2), np.uint8)
     present[:, 1] = steps % 2 == 0
     arrays = {"steps": steps, "global_steps": steps * 2, "values": loss_values(steps), "present": present}
+    arrays["skipped"] = np.isin(steps, SKIPPED).astype(np.uint8)
     return _at("loss", int(steps[0]), int(steps[-1]), {"names": ["train_loss", "d_loss"]}, arrays)
 
 

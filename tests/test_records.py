@@ -172,7 +172,9 @@ def test_released_schemas_stay_readable(path: Path) -> None:
     expected = list(sample.all_records())
     assert [record.kind for record in records] == [record.kind for record in expected]
     for record, known in zip(records, expected, strict=True):
-        assert_equal(record, known)
+        added = set(known.arrays) - set(record.arrays)
+        assert added <= KINDS[record.kind].optional, "an array that came later is one that may be missing"
+        assert_equal(record, replace(known, arrays={n: a for n, a in known.arrays.items() if n not in added}))
 
 
 def payloads(segment: bytes) -> list[bytes]:

@@ -31,6 +31,9 @@ class Attribution:
         selections: ``"batch"``, ``"abnormal"``, ``"normal"`` -> position of the example in the batch, None for all.
         rules: The user's own rules.
         finding: Id of the finding that asked for it, or "".
+
+    Attributes:
+        unscaled: Takes a loss scale out of a gradient.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class Attribution:
     ) -> None:
         self.step = step
         self.selections = selections
+        self.unscaled: Callable[[Tensor], Tensor] = lambda gradient: gradient
         self.records: list[Record] = []
         self.failures: dict[str, str] = {}
         self._by_position = {link.target for link in graph.links if link.kind == "unflatten"}
@@ -62,10 +66,11 @@ class Attribution:
         """Take the backward matrix of one layer, once its gradient is known."""
         if slot.name in self._inputs:
             _, x = self._inputs[slot.name]
+            gradient = self.unscaled(gradient.detach())
             for samples, position in self.selections.items():
                 one = slice(None) if position is None else slice(position, position + 1)
                 if position is None or len(x) == len(gradient):
-                    self._take(slot, "backward", samples, x[one], gradient.detach()[one])
+                    self._take(slot, "backward", samples, x[one], gradient[one])
 
     def _has_matrix(self, module: nn.Module) -> bool:
         return isinstance(module, MATRIX_TYPES) or any(isinstance(module, kind) for kind in self._rules)

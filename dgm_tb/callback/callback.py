@@ -151,7 +151,9 @@ class TrackerHooks:
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Note the gradients, unscaled and not yet clipped."""
         if self.recorder is not None:
-            self.recorder.note_gradients(p for group in optimizer.param_groups for p in group["params"])
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            is_fused = bool(getattr(optimizer, "_step_supports_amp_scaling", False))  # it unscales them by itself
+            self.recorder.note_gradients(parameters, are_scaled=is_fused)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """End the step."""

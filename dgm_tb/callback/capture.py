@@ -106,7 +106,7 @@ class Capture:
         modules, self.skipped = observable_modules(root)
         self.n_modules = len(modules)
         self._targets: list[_Target] = []
-        self._buffer = torch.zeros(N_STATISTICS + 1, 0)
+        self._buffer = torch.zeros(N_STATISTICS + 1, 0, dtype=torch.float32)
         self._examples: dict[int, Tensor] = {}
         self._pivots: dict[int, Tensor] = {}
         self._axis_of: dict[int, bool] = {}
@@ -334,8 +334,8 @@ class Capture:
         if needed <= held:
             self._view([target])
             return
-        bigger = torch.zeros(N_STATISTICS + 1, max(2 * held, needed), device=device if not held else None)
-        bigger = bigger if not held else bigger.to(self._buffer.device)
+        device = self._buffer.device if held else device
+        bigger = torch.zeros(N_STATISTICS + 1, max(2 * held, needed), device=device, dtype=torch.float32)
         bigger[:, :held] = self._buffer
         self._buffer = bigger
         self._view(self._targets)

@@ -23,6 +23,8 @@ MAX_FINDINGS = 16
 N_EXAMPLES = 4
 SPIKE_STEPS = 2
 SPIKE_FALL = 3.0
+MAX_SKIPS = 24
+"""So many steps in a row a gradient scaler may skip: from 65536, its scale falls to 1 in 16."""
 
 
 @dataclass
@@ -51,6 +53,7 @@ class Inquiry:
         self._spike: tuple[Step, str] | None = None
         self._is_armed = True
         self._n_findings = 0
+        self._n_skips = 0
 
     def look_into(self, step: Step, error: Exception | None = None) -> None:
         """Judge one step, before it enters the ring.
@@ -59,13 +62,14 @@ class Inquiry:
             step: The step.
             error: What it raised, perhaps about a NaN that no layer has given yet.
         """
+        self._n_skips = self._n_skips + 1 if step.was_skipped else 0
         if not self._is_finite(step) or (error is not None and self._gives_nonfinite(step, error)):
             if self._is_armed and self._n_findings < MAX_FINDINGS:
                 self._is_armed = False
                 self._on_nonfinite(step)
             return
         self._is_armed = True
-        if self._n_findings >= MAX_FINDINGS:
+        if self._n_findings >= MAX_FINDINGS or step.was_skipped:
             return
         if error is not None:
             self._on_error(step, error)
@@ -88,8 +92,13 @@ class Inquiry:
             self._spike = (step, names[0]) if names else None
 
     def _is_finite(self, step: Step) -> bool:
-        values = [*step.losses.values(), *step.gradient_norms.values()]
-        return all(map(math.isfinite, values)) and not step.bad_weights and step.row.is_finite()
+        gradients = () if self._may_overflow(step) else step.gradient_norms.values()
+        is_finite = all(map(math.isfinite, (*step.losses.values(), *gradients))) and not step.bad_weights
+        return is_finite and step.row.is_finite(with_gradients=not self._may_overflow(step))
+
+    def _may_overflow(self, step: Step) -> bool:
+        """Whether gradients that are not finite are the loss scale's fault: its scaler lowers it and skips the step."""
+        return step.row.scale is not None and float(step.row.scale) > 1 and self._n_skips < MAX_SKIPS
 
     def _gives_nonfinite(self, step: Step, error: Exception) -> bool:
         if isinstance(error, torch.OutOfMemoryError):

@@ -1,10 +1,10 @@
 """Mixed precision: by how much the loss of a step was scaled, and whether its optimizer step was left out.
 
 A ``GradScaler`` multiplies the loss before its backward pass, so that small gradients survive in float16, and leaves an
-optimizer step out if a gradient has overflowed. Both are seen here, whoever calls the scaler: Lightning or a plain loop.
+optimizer step out if a gradient has overflowed. Both are seen here, whether Lightning calls the scaler or a plain loop.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from functools import wraps
 from typing import Any
 
@@ -33,9 +33,9 @@ class LossScale:
         self._parameters = {id(parameter) for parameter in parameters}
         self._on_change = on_change
         self._overflows: list[Tensor] = []
-        self._unscaled = WeakIdKeyDictionary()
+        self._unscaled: MutableMapping[Tensor, Tensor] = WeakIdKeyDictionary()
         self._is_watching = False
-        kinds = [GradScaler, *_subclasses(GradScaler)]
+        kinds: list[type[Any]] = [GradScaler, *_subclasses(GradScaler)]
         self._patches = [Patch(kind, "scale", self._watch_scale) for kind in kinds if "scale" in vars(kind)]
         self._patches += [Patch(kind, "step", self._watch_step) for kind in kinds if "step" in vars(kind)]
 
@@ -104,8 +104,9 @@ class LossScale:
             self._overflows += [overflow.detach().clone() for overflow in found.values()]
 
     def _is_ours(self, optimizer: torch.optim.Optimizer) -> bool:
-        return any(id(parameter) in self._parameters for group in optimizer.param_groups for parameter in group["params"])
+        return any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"])
 
 
-def _subclasses(kind: type) -> list[type]:
-    return [found for child in kind.__subclasses__() for found in (child, *_subclasses(child))]
+def _subclasses(kind: type[Any]) -> list[type[Any]]:
+    children: list[type[Any]] = kind.__subclasses__()
+    return [found for child in children for found in (child, *_subclasses(child))]

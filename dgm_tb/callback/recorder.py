@@ -157,6 +157,7 @@ class Recorder:
             if self.is_leading and self._is_snapshot():
                 graph = self.graph or Graph()
                 self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
+                self._attribution.unscaled = self.loss_scale.divided
                 self.capture.listener = self._attribution.on_forward
                 self.capture.on_gradient = self._attribution.on_gradient
         if self._must_trace and self.capture.is_active:

@@ -33,7 +33,8 @@ class Ring:
         self.steps.append(step)
         for name, value in step.losses.items():
             self._losses.setdefault(name, deque(maxlen=HISTORY_STEPS)).append(value)
-        self._gradient.append(_norm(step.gradient_norms))
+        if not step.was_skipped:
+            self._gradient.append(_norm(step.gradient_norms))
 
     def breaks_with_history(
         self, losses: Mapping[str, float], gradient_norms: Mapping[str, float]

@@ -29,7 +29,16 @@ def losses(run: Run, arguments: Arguments) -> Answer:
     """Route ``losses``."""
     columns = arguments.number("columns", 800, 1, MAX_COLUMNS)
     first, last = _range(run, arguments)
-    facts: dict[str, Any] = {"names": [], "first": first, "last": last, "points": [], "nonfinite": []}
+    skipped = run.skipped_steps
+    n_skipped = int(((skipped >= first) & (skipped <= last)).sum())
+    facts: dict[str, Any] = {
+        "names": [],
+        "first": first,
+        "last": last,
+        "skipped": n_skipped,
+        "points": [],
+        "nonfinite": [],
+    }
     arrays: dict[str, Array] = {}
     for number, (name, series) in enumerate(run.losses.items()):
         keep = (series.steps >= first) & (series.steps <= last)

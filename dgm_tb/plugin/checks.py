@@ -129,10 +129,7 @@ BODIES: dict[str, dict[str, Check]] = {
 }  # fmt: skip
 """Kind of record -> entry of its body -> check of its value, where it is there."""
 
-OPTIONAL_ARRAYS = {"relevance": {"input"}, "ring": set(KINDS["ring"].arrays)}
-"""Arrays that a record may lack; all others of its kind it needs."""
-
-WHOLE_NUMBERS = {"steps", "global_steps", "windows", "neurons", "outliers", "present", "indices"}
+WHOLE_NUMBERS = {"steps", "global_steps", "windows", "neurons", "outliers", "present", "skipped", "indices"}
 """Arrays of integers, in every kind."""
 
 NAMED_AXES = {
@@ -181,7 +178,7 @@ def check_arrays(kind: str, body: Mapping[str, Any], arrays: Mapping[str, ArrayP
     for name, axes in KINDS[kind].arrays.items():
         place = arrays.get(name)
         if place is None:
-            if name in OPTIONAL_ARRAYS.get(kind, ()):
+            if name in KINDS[kind].optional:
                 continue
             raise RecordError(f"a {kind} record without its array {name}")
         if name in WHOLE_NUMBERS and place.dtype.kind not in "iu":

@@ -125,6 +125,11 @@ class Run:
         return tracks.losses(list(self.spans()))
 
     @property
+    def skipped_steps(self) -> Array:
+        """Steps in which a gradient scaler left an optimizer step out, as a gradient had overflowed ``[steps]``."""
+        return tracks.skipped_steps(list(self.spans()))
+
+    @property
     def snapshots(self) -> list[int]:
         """Steps with contribution matrices of the whole batch."""
         found = self._entries("contribution", samples="batch")

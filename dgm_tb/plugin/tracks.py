@@ -76,6 +76,16 @@ def losses(spans: Spans) -> dict[str, Series]:
     return {name: Series(*ascending(*map(concatenated, zip(*found, strict=True)))) for name, found in parts.items()}
 
 
+def skipped_steps(spans: Spans) -> Array:
+    """Steps in which a gradient scaler left an optimizer step out ``[steps]``, int64, ascending."""
+    parts = []
+    for recording, limit in spans:
+        entries = [entry for entry in recording.entries("loss") if "skipped" in entry.arrays]
+        if joined := recording.joined("skipped", entries, _read_skipped):
+            parts.append(joined[0][joined[0] < limit])
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+
+
 def layer_statistics(spans: Spans, layer: str, quantity: str) -> dict[str, Series]:
     """Statistics of a whole layer at every observed step; empty if none was recorded."""
     parts: dict[str, list[tuple[Array, Array]]] = {}
@@ -269,6 +279,10 @@ def _check_statistic(entry: Entry, quantity: str, statistic: str) -> None:
 
 def _read_loss(entry: Entry, file: int) -> Arrays:
     return tuple(entry.read(name, file=file) for name in ("steps", "global_steps", "values", "present"))
+
+
+def _read_skipped(entry: Entry, file: int) -> Arrays:
+    return (entry.read("steps", file=file)[entry.read("skipped", file=file) > 0],)
 
 
 def _read_row(entry: Entry, file: int, row: int, names: tuple[str, ...]) -> Arrays:

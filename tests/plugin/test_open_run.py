@@ -45,6 +45,15 @@ def test_a_loss_has_the_steps_at_which_it_was_there(run: Run) -> None:
     np.testing.assert_array_equal(second.values, sample.loss_values()[::2, 1])
 
 
+def test_skipped_steps_are_those_marked_and_not_superseded(run: Run, tmp_path: Path) -> None:
+    assert run.skipped_steps.tolist() == sample.SKIPPED
+    first, again = sample.loss_record(), sample.loss_record(np.arange(5, STEPS))
+    older = Record("loss", 5, STEPS - 1, again.body, {n: a for n, a in again.arrays.items() if n != "skipped"})
+    sample.write(tmp_path, [sample.recording_record("a"), first], "a")
+    sample.write(tmp_path, [sample.recording_record("b", resume_step=5, started=sample.STARTED + 9), older], "b")
+    assert open_run(tmp_path).skipped_steps.tolist() == [2], "a recording without the array has none"
+
+
 @pytest.mark.parametrize("quantity", STATISTICS)
 def test_layer_statistics_are_those_of_every_step(run: Run, quantity: str) -> None:
     for row, layer in enumerate(sample.rows_of(quantity)):

@@ -52,7 +52,7 @@ JSON_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type]]] = {
 ARRAY_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type], dict[str, str]]] = {
     "losses": (
         {},
-        {"names": list, "first": int, "last": int, "points": list, "nonfinite": list},
+        {"names": list, "first": int, "last": int, "skipped": int, "points": list, "nonfinite": list},
         {"steps_0": "f8 A", "values_0": "f4 A", "global_steps_0": "f8 A",
          "steps_1": "f8 B", "values_1": "f4 B", "global_steps_1": "f8 B"},
     ),
@@ -268,6 +268,8 @@ def test_losses_are_all_points_of_a_range_with_what_is_not_finite(client: Client
     header, arrays = get_arrays(client, "losses", first=2, last=10)
     assert header["names"] == ["train_loss", "d_loss"]
     assert (header["first"], header["last"], header["points"]) == (2, 10, [9, 5])
+    assert header["skipped"] == len([step for step in sample.SKIPPED if 2 <= step <= 10]) == 2
+    assert get_arrays(client, "losses", first=3, last=10)[0]["skipped"] == 1
     assert header["nonfinite"] == [
         {"NaN": 1, "Infinity": 1, "-Infinity": 0, "first": 9},
         {"NaN": 0, "Infinity": 0, "-Infinity": 0, "first": None},

@@ -30,7 +30,7 @@ export function Loss() {
   return html`<${Panel}
     name="Loss"
     className="area-loss"
-    title=${html`<${Legend} series=${series} hidden=${hidden} toggle=${toggle} />`}
+    title=${html`<${Legend} series=${series} hidden=${hidden} toggle=${toggle} skipped=${resource.value?.header.skipped ?? 0} />`}
     tools=${html`${range.value ? html`<button class="button" onClick=${() => (range.value = null)}>Reset zoom</button>` : null}
       <${Select} label="scale" hideLabel value=${scaleName} options=${SCALES} onChange=${setScale} />`}
     footer=${run ? html`<${Slider} series=${series} />` : null}
@@ -54,8 +54,8 @@ function valueAt(item, /** @type {number} */ at) {
   return item.steps.length ? item.values[nearestIndex(item.steps, at)] : NaN;
 }
 
-/** Names, colours and values under the pointer, else at the focus snapshot. @param {{ series: Series[], hidden: string[], toggle: (name: string) => void }} props */
-function Legend({ series, hidden, toggle }) {
+/** Names, colours and values under the pointer, else at the focus snapshot. @param {{ series: Series[], hidden: string[], toggle: (name: string) => void, skipped: number }} props */
+function Legend({ series, hidden, toggle, skipped }) {
   const at = hoverStep.value ?? step.value;
   return html`<ul class="legend">
     ${series.map((item) => {
@@ -68,6 +68,7 @@ function Legend({ series, hidden, toggle }) {
       </li>`;
     })}
     ${series.length ? html`<li class="at">at step ${formatStep(at)}</li>` : null}
+    ${skipped ? html`<li class="at" title="The gradient scaler left their optimizer steps out">${skipped} ${skipped === 1 ? "step" : "steps"} skipped: gradient overflow</li>` : null}
   </ul>`;
 }
 
