@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import math
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -205,13 +206,15 @@ class Recorder:
         step = self._leave_step()
         row = Row(self.step, global_step, step.losses, is_skipped=step.was_skipped)
         norms = self.weights.norms() if self._weighs else None
-        if norms is not None and not bool(torch.isfinite(norms).all()):
+        if norms is not None and not math.isfinite(float(norms.sum())):
             step.bad_weights = self.weights.nonfinite_parameters()
         self._write_attribution()
         self._inquiry.look_into(step)
         row.raw = step.row if any(step.row.counts) else None
         if norms is not None:  # last, since it uses up the copy of the weights before the step
             row.weights = self.weights.end(norms).numpy()
+        for text in self.weights.take_notes():
+            self.note(text)
         self.ring.add(step)
         if self.ring_is_due_for:
             self.write_ring(self.ring_is_due_for)
@@ -457,7 +460,6 @@ class Recorder:
             **facts,
         }
         writer.write(Record("recording", self.step, self.step, body))
-        if not self.weights.keeps_copy and self.weights.parameters:
-            text = "the weights are not copied (too large or sharded): no relative updates, no replay of a failing step"
+        for text in self.weights.take_notes():
             writer.write(Record("note", self.step, self.step, {"text": text}))
         return writer

@@ -171,7 +171,7 @@ class WeightWatch:
             sum over the processes is the whole. ``weight_statistics`` turns them into what is recorded.
         """
         now, self._now = self._now, []
-        if not self.has_copy:
+        if not self.has_copy or not self._used:
             return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2]).square_()
         self.has_copy = False
         with torch.no_grad():
