@@ -51,8 +51,9 @@ def is_compiled(root: nn.Module) -> bool:
 
 def forget(site: Any) -> None:
     """Graphs that still observe this site do nothing from now on."""
-    if site is not None and _SITES.get(site.number) is site:
-        del _SITES[site.number]
+    number: int = site.number
+    if _SITES.get(number) is site:
+        del _SITES[number]
 
 
 def observe(number: int, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:

@@ -103,7 +103,8 @@ class Inquiry:
     def _gives_nonfinite(self, step: Step, error: Exception) -> bool:
         if isinstance(error, torch.OutOfMemoryError):
             return False
-        investigator, weights, rerun = self._investigator(), self._recorder.vitals.secure_weights(), self._recorder.rerun
+        investigator, rerun = self._investigator(), self._recorder.rerun
+        weights = self._recorder.vitals.secure_weights()
         finder = investigator.run_again(step, weights, rerun)
         if finder is not None and finder.origin is not None:
             return True

@@ -114,7 +114,7 @@ class Investigator:
         return find_origin(self.root, self.leaves, step.before, weights, rerun)
 
     def bad_gradient_rows(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> dict[str, list[int]]:
-        """Run a step with its backward pass again; slot -> examples whose gradient is not finite, the first one first."""
+        """Run a step with its backward pass again; slot -> examples whose gradient is not finite, in its order."""
         if rerun is None or not weights or step.before is None or not step.before.is_unchanged():
             return {}
         return bad_gradient_rows(self.root, step.before, weights, rerun, self.capture)

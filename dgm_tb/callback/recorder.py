@@ -24,6 +24,7 @@ from dgm_tb.callback.inquiry import Inquiry
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.loss_scale import LossScale
 from dgm_tb.callback.options import Options
+from dgm_tb.callback.reductions import N_STATISTICS
 from dgm_tb.callback.replay import Before, Rerun, remember
 from dgm_tb.callback.ring import Ring
 from dgm_tb.callback.say import warn
@@ -112,6 +113,7 @@ class Recorder:
         self._before: Before | None = None
         self._must_trace, self._has_traced = True, False
         self._extra_snapshot = -1
+        self._modules = list(root.modules())
         self._n_observed, self._weighs = 0, False
         self._weigh_every = max(1, options.window_steps // WEIGHED_PER_WINDOW)
         self._can_look = all(parameter.device.type == "cpu" for parameter in self.weights.parameters)
@@ -151,7 +153,7 @@ class Recorder:
         self.vitals.begin()
         self.weights.begin(copy=self._weighs or self.vitals.steps_often or not self._can_look)
         self.loss_scale.begin()
-        self._before = remember(self.step, batch, batch_idx, indices, self.root)
+        self._before = remember(self.step, batch, batch_idx, indices, self._modules)
         self.is_in_step = True
         if is_due:
             self.capture.begin(batch_size(batch))
@@ -368,7 +370,7 @@ class Recorder:
 
     def _leave_step(self) -> Step:
         self._leave_tracer()
-        row = self.capture.end() or StepRow(torch.zeros(5, 0), [], torch.zeros(0), [])
+        row = self.capture.end() or _nothing_observed()
         self.capture.listener = self.capture.on_gradient = None
         row.scale = self.loss_scale.scale
         self.is_in_step = False
@@ -388,6 +390,7 @@ class Recorder:
         if not (has_grown or self._has_traced):
             return
         self.capture.has_grown = self._has_traced = False
+        self._modules = list(self.root.modules())
         is_first = self.graph is None
         _, skipped = self.leaves()
         unrecorded = {**skipped, **self.capture.skipped}
@@ -463,3 +466,10 @@ class Recorder:
         for text in self.weights.take_notes():
             writer.write(Record("note", self.step, self.step, {"text": text}))
         return writer
+
+
+def _nothing_observed() -> StepRow:
+    return StepRow(_NOTHING, [], _NOTHING[0], [])
+
+
+_NOTHING = torch.zeros(N_STATISTICS, 0)

@@ -5,7 +5,7 @@ training flags. Whoever runs the step (``Rerun``) keeps the optimizers from step
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -39,7 +39,7 @@ class Before:
         indices: Dataset indices of its examples, if known.
         versions: Version counters of the batch's tensors: a batch changed in place can't be replayed.
         random: Random state.
-        buffers: Copies of the model's buffers.
+        buffers: The model's buffers.
     """
 
     step: int
@@ -48,19 +48,43 @@ class Before:
     indices: list[int] | None
     versions: list[int]
     random: RandomState
-    buffers: list[Tensor]
+    buffers: list["_Buffer"]
 
     def is_unchanged(self) -> bool:
         """Whether the batch still holds what it held."""
         return self.versions == [tensor._version for tensor in tensors_in(self.batch)]
 
 
-def remember(step: int, batch: Any, batch_idx: int, indices: list[int] | None, root: nn.Module) -> Before:
-    """What is needed to run this step again, besides the weights."""
-    with torch.no_grad():
-        buffers = [buffer.detach().clone() for buffer in root.buffers()]
+def remember(step: int, batch: Any, batch_idx: int, indices: list[int] | None, modules: Iterable[nn.Module]) -> Before:
+    """What is needed to run this step again, besides the weights; ``modules`` are all those of the model."""
     versions = [tensor._version for tensor in tensors_in(batch)]
-    return Before(step, batch, batch_idx, indices, versions, RandomState(), buffers)
+    return Before(step, batch, batch_idx, indices, versions, RandomState(), _buffers_of(modules))
+
+
+@dataclass
+class _Buffer:
+    """One buffer: where it is kept, the tensor that was kept there, and a copy of what it held."""
+
+    owner: nn.Module
+    name: str
+    tensor: Tensor
+    value: Tensor
+
+    def put_back(self) -> None:
+        """Keep the same tensor with the same value again."""
+        self.tensor.data.copy_(self.value)
+        self.owner._buffers[self.name] = self.tensor
+
+
+def _buffers_of(modules: Iterable[nn.Module]) -> list[_Buffer]:
+    with torch.no_grad():
+        return [
+            _Buffer(module, name, tensor, tensor.detach().clone())
+            for module in modules
+            if module._buffers
+            for name, tensor in module._buffers.items()
+            if tensor is not None
+        ]
 
 
 @contextmanager
@@ -73,9 +97,9 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
         ``id(parameter)`` -> its weights as they were on entering.
     """
     live_random = RandomState()
-    parameters, buffers = list(root.parameters()), list(root.buffers())
+    parameters = list(root.parameters())
     live_weights = [parameter.detach().clone() for parameter in parameters]
-    live_buffers = [buffer.detach().clone() for buffer in buffers]
+    live_buffers = _buffers_of(root.modules())
     gradients = [parameter.grad for parameter in parameters]
     flags = [parameter.requires_grad for parameter in parameters]
     attributes = [(module, _attributes(module)) for module in root.modules()]
@@ -83,7 +107,8 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
         for parameter in parameters:
             parameter.grad = None
         _load(parameters, weights)
-        _load(buffers, before.buffers)
+        for buffer in before.buffers:
+            buffer.put_back()
         before.random.restore()
         with torch.enable_grad(), torch.autograd.set_detect_anomaly(False), alone(root):
             yield {id(parameter): live for parameter, live in zip(parameters, live_weights, strict=True)}
@@ -91,7 +116,8 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
         for module, saved in attributes:
             _restore_attributes(module, saved)
         _load(parameters, live_weights)
-        _load(buffers, live_buffers)
+        for buffer in live_buffers:
+            buffer.put_back()
         for parameter, gradient, flag in zip(parameters, gradients, flags, strict=True):
             parameter.grad = gradient
             parameter.requires_grad_(flag)

@@ -39,6 +39,8 @@ class StepRow:
 
     def is_finite(self, *, with_gradients: bool = True) -> bool:
         """Whether every activation and every gradient of the step was finite (slots not called hold zeros)."""
+        if not self.counts:
+            return True
         extremes = self.activation[MIN : MAX + 1]
         if not with_gradients:
             return bool(torch.isfinite(extremes).all())

@@ -30,6 +30,7 @@ class Vitals:
         self._loss_scale = loss_scale
         self._losses: dict[str, Tensor | float] = {}
         self._gradients: dict[str, Tensor] = {}
+        self._norms: Numbers = {}
         self._own = {id(parameter) for parameter in weights.parameters}
         self._n_stepped = 0
         self.steps_often = False
@@ -37,7 +38,7 @@ class Vitals:
 
     def begin(self) -> None:
         """Begin a step."""
-        self._losses, self._gradients = {}, {}
+        self._losses, self._gradients, self._norms = {}, {}, {}
         self._n_stepped = 0
 
     def remove(self) -> None:
@@ -57,13 +58,15 @@ class Vitals:
         """Note the gradients of these parameters as they are now; see ``Recorder.note_gradients``."""
         norms = self._weights.gradient_norms(parameters)
         self._gradients |= {n: self._loss_scale.divided(norms[n]) for n in norms} if are_scaled else norms
+        self._norms = {}
 
     def read(self) -> tuple[Numbers, Numbers]:
         """Losses and gradient norms noted so far; waits for the device they are on."""
         losses = {name: float(value) for name, value in self._losses.items()}
-        gradients = self._gradients
-        norms = torch.stack(list(gradients.values())).tolist() if gradients else []
-        return losses, dict(zip(gradients, norms, strict=True))
+        if len(self._norms) != len(self._gradients):
+            norms = torch.stack(list(self._gradients.values())).tolist()
+            self._norms = dict(zip(self._gradients, norms, strict=True))
+        return losses, self._norms
 
     def secure_weights(self) -> list[Tensor]:
         """The weights before this step, copied now if that has not been done; empty if it is too late for it."""

@@ -111,8 +111,8 @@ class Windows:
         weights = iter(weight_statistics(np.stack(squares)) if squares else ())
         for row in fresh:
             if row.weights is not None:
-                norm, *update = next(weights)
-                row.quantities |= {"weight": norm[None], "update": np.stack(update)}
+                of_row: Array = next(weights)
+                row.quantities |= {"weight": of_row[:1], "update": of_row[1:]}
 
     def _end_window(self) -> None:
         rows, self._window = self._window, []
