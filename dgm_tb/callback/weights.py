@@ -221,14 +221,18 @@ class WeightWatch:
     # -- gradients -----------------------------------------------------------------------------------------------------
 
     def gradient_norms(self, parameters: Iterable[Tensor]) -> dict[str, Tensor]:
-        """The L2 norm of each parameter's gradient, as it is now, by parameter name (a 0-dim tensor each).
+        """The L2 norm of each parameter's gradient, as it is now, by parameter name.
 
-        Of sharded weights this process's part: the root of the sum of squares over the processes is the whole.
+        They are 0-dim tensors of one type, on one device. Of sharded weights they are this process's part: the root of
+        the sum of squares over the processes is the whole.
         """
         numbers = [n for parameter in parameters if (n := self._numbers.get(id(parameter))) is not None]
         with torch.no_grad():
             found = {n: gradient for n in numbers if (gradient := self._gradient(n)) is not None}
             norms = list(torch._foreach_norm(list(found.values()), 2, _widest(found.values()))) if found else []
+            if len({norm.device for norm in norms}) > 1:
+                device = next(norm.device for norm in norms if norm.device.type != "cpu")
+                norms = [norm.to(device, non_blocking=True) for norm in norms]
             if self.is_sharded:
                 norms = [norm / self._n_copies(number) ** 0.5 for number, norm in zip(found, norms, strict=True)]
         return {self.names[number]: norm for number, norm in zip(found, norms, strict=True)}
