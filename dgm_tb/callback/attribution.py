@@ -62,9 +62,9 @@ class Attribution:
             if chosen is not None:
                 self._take(slot, "forward", samples, chosen, None)
 
-    def on_gradient(self, slot: Slot, gradient: Tensor) -> None:
-        """Take the backward matrix of one layer, once its gradient is known."""
-        if slot.name in self._inputs:
+    def on_gradient(self, slot: Slot, gradient: Tensor, is_first_turn: bool) -> None:
+        """Take the backward matrix of one layer, once its gradient is known; of a loop that of its first turn."""
+        if is_first_turn and slot.name in self._inputs:
             _, x = self._inputs[slot.name]
             gradient = self.unscaled(gradient.detach())
             for samples, position in self.selections.items():

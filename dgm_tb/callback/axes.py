@@ -1,8 +1,12 @@
-"""Which axis of a module's output holds the examples: recurrent layers and transformers put time first by default."""
+"""Axes: which one of a module's output holds the examples, and which ones of its input a function keeps."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
 _DECLARING = (nn.RNNBase, nn.MultiheadAttention)
+_REDUCTIONS = frozenset(("mean", "sum", "amax", "amin", "prod", "logsumexp"))
 _TRANSFORMERS = (
     *(nn.Transformer, nn.TransformerEncoder, nn.TransformerDecoder),
     *(nn.TransformerEncoderLayer, nn.TransformerDecoderLayer),
@@ -36,7 +40,7 @@ def batch_orders(root: nn.Module) -> dict[str, bool | None]:
 def example_axis(
     module: nn.Module, suffix: str, output: Tensor, *, is_last_axis: bool, order: bool | None, n_examples: int | None
 ) -> int | None:
-    """The axis of an output that holds the examples.
+    """The axis of an output that holds the examples; recurrent layers and transformers put time first by default.
 
     Args:
         module: The module.
@@ -62,3 +66,33 @@ def example_axis(
     if order is not None and len(axes) != 1:
         axes = [axis for axis in axes if axis == (0 if order else 1)]
     return axes[0] if len(axes) == 1 else None
+
+
+def kept_axes(name: str, args: Sequence[Any], options: Mapping[str, Any], output: Any) -> list[int] | None:
+    """Where the axes of an output were in the input of a function that reorders, selects or sums them up.
+
+    Args:
+        name: Name of the function.
+        args: Its arguments, the input first.
+        options: Its keyword arguments.
+        output: What it gave; of several tensors the first one counts.
+
+    Returns:
+        For each axis of the output the axis of the input that it is, whole and in order, or -1; None if not known.
+    """
+    x = args[0] if args else options.get("input")
+    y = output[0] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return None
+    if name in _REDUCTIONS:
+        dims = args[1] if len(args) > 1 else options.get("dim", options.get("axis"))
+        if dims is None or dims == ():
+            return None
+        gone = {dim % x.dim() for dim in ((dims,) if isinstance(dims, int) else dims)}
+        kept = [axis for axis in range(x.dim()) if axis not in gone]
+        return kept if y.dim() < x.dim() else [axis if axis in kept else -1 for axis in range(x.dim())]
+    if y._base is None or (y._base is not x and y._base is not x._base):
+        return None
+    before = list(zip(x.shape, x.stride(), strict=True))  # a view has the strides of the axes that it takes whole
+    after = list(zip(y.shape, y.stride(), strict=True))
+    return [before.index(one) if one[0] > 1 and before.count(one) == 1 else -1 for one in after]

@@ -17,7 +17,15 @@ from torch import Tensor, nn
 from dgm_tb.callback import compiled
 from dgm_tb.callback.axes import batch_orders
 from dgm_tb.callback.local import Local
-from dgm_tb.callback.reductions import MIN, N_STATISTICS, SUM, needs_pivot, reduce_activation, sum_of_squares
+from dgm_tb.callback.reductions import (
+    MIN,
+    N_STATISTICS,
+    SUM,
+    join_turns,
+    needs_pivot,
+    reduce_activation,
+    sum_of_squares,
+)
 from dgm_tb.callback.say import warn
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 from dgm_tb.callback.step_row import StepRow
@@ -38,20 +46,23 @@ class _Target:
         count: Values per neuron in this step; 0 until it is called.
         gradient_count: Values per neuron of its gradient in this step.
         is_hooked: Whether its output's gradient is waited for.
+        with_gradient: The calls whose gradient has come; more than one if the module is called in a loop.
     """
 
-    __slots__ = ("count", "gradient_count", "is_hooked", "number", "slot", "sums")
+    __slots__ = ("count", "gradient_count", "is_hooked", "number", "slot", "sums", "with_gradient")
 
     def __init__(self, slot: Slot, number: int) -> None:
         self.slot = slot
         self.number = number
         self.sums: list[Tensor] = []
+        self.with_gradient: set[int] = set()
         self.clear()
 
     def clear(self) -> None:
         """Begin a step."""
         self.count = self.gradient_count = 0
         self.is_hooked = False
+        self.with_gradient.clear()
 
 
 class Site:
@@ -91,7 +102,8 @@ class Capture:
         skipped: Module -> why it is not observed.
         has_grown: Whether slots were added since the flag was last cleared.
         listener: Called with each slot's module, positional inputs and output, while a step is observed.
-        on_gradient: Called with each slot and its gradient, likewise.
+        on_gradient: Called with each slot, its gradient, and whether it is that of a loop's first turn, likewise.
+        loops: Modules that are called in a loop on their own last output: all their calls in a step are one slot.
         n_modules: Number of modules observed.
         is_active: Whether a step is being observed.
     """
@@ -100,7 +112,8 @@ class Capture:
         self.slots: list[Slot] = []
         self.has_grown = False
         self.listener: Listener | None = None
-        self.on_gradient: Callable[[Slot, Tensor], None] | None = None
+        self.on_gradient: Callable[[Slot, Tensor, bool], None] | None = None
+        self.loops: set[str] = set()
         self.is_active = False
         compiled.never_compile_alone(Local.__call__)
         modules, self.skipped = observable_modules(root)
@@ -196,7 +209,7 @@ class Capture:
             call = self._count(site, is_again)
             if is_again:
                 self._on_recomputation(site, call, output)
-            elif call < MAX_CALLS:
+            elif self._key(site, call) < MAX_CALLS:
                 self._on_call(site, call, inputs, output)
         except Exception as error:
             self._fail(site.name, error)
@@ -210,7 +223,7 @@ class Capture:
         try:
             is_again = torch._C._current_graph_task_id() != -1
             call = self._count(site, is_again) if not place else (site.recalls if is_again else site.calls) - 1
-            if not is_again and call < MAX_CALLS:
+            if not is_again and self._key(site, call) < MAX_CALLS:
                 self._observe(self._target(site, call, place, (source,), output), site, (source,), output)
         except Exception as error:
             self._fail(site.name, error)
@@ -219,9 +232,9 @@ class Capture:
 
     def on_compiled_gradient(self, site: Site, call: int, place: str, gradient: Tensor) -> None:
         """Observe the gradient of one output inside a compiled graph."""
-        target = site.targets.get((call, place))
+        target = site.targets.get((self._key(site, call), place))
         if target is not None and self.is_active and target.count:
-            self._on_gradient(target, self._epoch, gradient)
+            self._on_gradient(target, self._epoch, call, gradient)
 
     def _count(self, site: Site, is_again: bool) -> int:
         """The number of this call; activation checkpointing runs modules again during the backward pass."""
@@ -229,65 +242,76 @@ class Capture:
             site.recalls += 1
             return site.recalls - 1
         site.calls += 1
-        if site.calls == MAX_CALLS + 1:
+        if site.calls == MAX_CALLS + 1 and site.name not in self.loops:
             self.skipped[site.name] = f"only its first {MAX_CALLS} calls in a step are recorded"
         return site.calls - 1
+
+    def _key(self, site: Site, call: int) -> int:
+        """The number of the slot that a call belongs to."""
+        return 0 if site.name in self.loops else call
 
     def _on_call(self, site: Site, call: int, inputs: tuple[Any, ...], output: Any) -> None:
         for place, tensor in _outputs(site.module, output):
             target = self._target(site, call, place, inputs, tensor)
             self._observe(target, site, inputs, tensor)
-            self._hook_gradient(target, tensor)
+            target.is_hooked |= self._hook_gradient(target, call, tensor)
 
     def _on_recomputation(self, site: Site, call: int, output: Any) -> None:
         """Only the gradient is new."""
         for place, tensor in _outputs(site.module, output):
-            target = site.targets.get((call, place))
-            if target is not None:
-                self._hook_gradient(target, tensor)
+            target = site.targets.get((self._key(site, call), place))
+            if target is not None and not target.is_hooked:
+                self._hook_gradient(target, call, tensor)
 
     def _observe(self, target: _Target, site: Site, inputs: tuple[Any, ...], output: Tensor) -> None:
         slot = target.slot
         if slot.neurons != _neurons_of(output, slot.is_last_axis):
             self.skipped.setdefault(slot.name, f"the number of its neurons changed from {slot.neurons}")
             return
-        target.count = output.numel() // slot.neurons
+        is_further_turn = target.count > 0
+        target.count += output.numel() // slot.neurons
         with torch.inference_mode():
             x = output.float() if output.dtype in _HALF else output.detach()
-            self._reduce(target, x)
-            slot.n_observed += 1
-            is_due = slot.n_observed & (slot.n_observed - 1) == 0  # a power of two
+            self._reduce(target, x, is_further_turn)
+            slot.n_observed += not is_further_turn
+            is_due = slot.n_observed & (slot.n_observed - 1) == 0 and not is_further_turn  # a power of two
             if is_due and not x.is_cuda and needs_pivot(target.sums, target.count):
                 mean = target.sums[SUM] / target.count
                 pivot = mean if slot.pivot is None else mean + slot.pivot
                 slot.pivot = torch.where(torch.isfinite(pivot), pivot, 0.0)
-                self._reduce(target, x)
+                self._reduce(target, x, is_further_turn)
         self._axis_of[id(output)] = slot.is_last_axis
-        if self.listener is not None:
+        if self.listener is not None and not is_further_turn:
             self.listener(slot, site.module, inputs, output)
 
-    def _reduce(self, target: _Target, x: Tensor) -> None:
+    def _reduce(self, target: _Target, x: Tensor, is_further_turn: bool) -> None:
         slot, sums = target.slot, target.sums
-        if x.dtype != sums[0].dtype or x.device != sums[0].device:
+        if is_further_turn or x.dtype != sums[0].dtype or x.device != sums[0].device:
             sums = [torch.zeros_like(row, dtype=x.dtype, device=x.device) for row in sums]
         how = slot.is_last_axis, slot.counts_zeros
         largest = reduce_activation(x, *how, sums, slot.pivot, slot.example_axis)
         if largest is not None:
+            before = self._examples.get(target.number) if is_further_turn else None
+            if before is not None and len(before) == len(largest):
+                largest = torch.maximum(before, largest)
             self._examples[target.number] = largest
-        if sums is not target.sums:
+        if is_further_turn:
+            join_turns(target.sums, sums)
+        elif sums is not target.sums:
             for row, wide in zip(target.sums[:N_STATISTICS], sums, strict=False):
                 row.copy_(wide, non_blocking=True)
         if slot.pivot is not None:
             self._pivots[target.number] = slot.pivot
 
-    def _hook_gradient(self, target: _Target, output: Tensor) -> None:
-        if output.requires_grad and not target.is_hooked and target.count:
-            target.is_hooked = True
-            output.register_hook(partial(self._on_gradient, target, self._epoch))  # type: ignore[no-untyped-call]
+    def _hook_gradient(self, target: _Target, call: int, output: Tensor) -> bool:
+        if not output.requires_grad or not target.count:
+            return False
+        output.register_hook(partial(self._on_gradient, target, self._epoch, call))  # type: ignore[no-untyped-call]
+        return True
 
-    def _on_gradient(self, target: _Target, epoch: int, gradient: Tensor) -> None:
-        if epoch != self._epoch or not self.is_active:
-            return
+    def _on_gradient(self, target: _Target, epoch: int, call: int, gradient: Tensor) -> None:
+        if epoch != self._epoch or not self.is_active or torch.is_grad_enabled():
+            return  # or the gradient will be derived itself (a penalty on its norm): it is not yet that of the loss
         began, slot = time.perf_counter(), target.slot
         try:
             with torch.inference_mode():
@@ -297,9 +321,11 @@ class Capture:
                     target.sums[GRADIENT].add_(squares)
                 else:
                     target.sums[GRADIENT].copy_(squares, non_blocking=True)
-            target.gradient_count = gradient.numel() // slot.neurons
+            if call not in target.with_gradient:
+                target.with_gradient.add(call)
+                target.gradient_count += gradient.numel() // slot.neurons
             if self.on_gradient is not None:
-                self.on_gradient(slot, gradient)
+                self.on_gradient(slot, gradient, call == 0 or slot.module not in self.loops)
         except Exception as error:
             self._fail(slot.module, error)
         self._cost += time.perf_counter() - began
@@ -307,6 +333,7 @@ class Capture:
     # -- layout --------------------------------------------------------------------------------------------------------
 
     def _target(self, site: Site, call: int, place: str, inputs: tuple[Any, ...], output: Tensor) -> _Target:
+        call = self._key(site, call)
         target = site.targets.get((call, place))
         if target is None:
             axis = next((self._axis_of[id(x)] for x in inputs if id(x) in self._axis_of), None)

@@ -214,7 +214,8 @@ class Investigator:
 
     def _suspect(self, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers) -> Slot | None:
         """The layer whose output, finite but extreme, made the function fail; or the layer that failed itself."""
-        own = next((slot for slot in self.slots if slot.name == origin.node), None)
+        node = finder.trace.nodes.get(origin.node)
+        own = next((slot for slot in self.slots if node is not None and slot.name == node.layer), None)
         if own is not None and any(True for _ in self.leaves[own.module].parameters()):
             return own
         parents = _explaining(origin) or origin.parents
@@ -247,7 +248,7 @@ class Investigator:
         seen, queue = {node}, [node]
         while queue:
             name = queue.pop(0)
-            slot = by_name.get(name)
+            slot = by_name.get(trace.nodes[name].layer)
             if slot is not None and any(True for _ in self.leaves[slot.module].parameters()):
                 found.append(slot)
                 continue

@@ -33,8 +33,7 @@ def folded(trace: Trace) -> Trace:
         for parent in (first_of[parent] for parent in parents):
             if rank[parent] < rank[first] and (of_first_turn or parent not in known):
                 known.append(parent)
-    outputs = {(first_of[p], first_of[n]): place for (p, n), place in trace.outputs.items() if {p, n} <= rank.keys()}
-    return Trace({name: nodes[name] for name in inputs_of}, inputs_of, trace.sites, outputs)
+    return Trace({name: nodes[name] for name in inputs_of}, inputs_of, trace.sites, trace.outputs, trace.axes)
 
 
 def _loops(trace: Trace) -> Iterator[list[Group]]:

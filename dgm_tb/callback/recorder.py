@@ -165,7 +165,7 @@ class Recorder:
                 self.capture.on_gradient = self._attribution.on_gradient
         if self._must_trace and self.capture.is_active:
             leaves, _ = self.leaves()
-            self._tracer = Tracer(self.root, leaves, batch)
+            self._tracer = Tracer(self.root, leaves, batch, self.capture.loops)
             self._tracer.__enter__()
         self._own = time.perf_counter() - self._began
 

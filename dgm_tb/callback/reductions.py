@@ -110,6 +110,14 @@ def _nonzero(view: Tensor) -> Tensor:
     return counts
 
 
+def join_turns(sums: Sequence[Tensor], turn: Sequence[Tensor]) -> None:
+    """Add to the sums of a loop's turns so far those of the next one, both as ``reduce_activation`` wrote them."""
+    for number in (SUM, SQUARES, NONZERO):
+        sums[number].add_(turn[number])
+    torch.minimum(sums[MIN], turn[MIN].to(sums[MIN]), out=sums[MIN])
+    torch.maximum(sums[MAX], turn[MAX].to(sums[MAX]), out=sums[MAX])
+
+
 def needs_pivot(sums: Sequence[Tensor], count: int) -> bool:
     """Whether the mean of some neuron is so large beside its standard deviation that the latter has lost its digits.
 

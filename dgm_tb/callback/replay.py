@@ -275,7 +275,7 @@ def bad_gradient_rows(
     """
     rows: dict[str, list[int]] = {}
 
-    def on_gradient(slot: Slot, gradient: Tensor) -> None:
+    def on_gradient(slot: Slot, gradient: Tensor, _: bool) -> None:
         bad = ~torch.isfinite(gradient.detach().reshape(len(gradient), -1)).all(1)
         if bool(bad.any()):
             rows.setdefault(slot.name, torch.nonzero(bad).flatten().tolist())

@@ -105,7 +105,7 @@ def observable_modules(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str,
             inside = (*inside, f"{name}.parametrizations")
         if isinstance(module, nn.modules.loss._Loss):
             continue
-        if isinstance(module, _SAME_VALUES):
+        if isinstance(module, _SAME_VALUES) or type(module) is nn.Sequential:  # an empty one
             skipped[name] = f"{type(module).__name__} passes its input on unchanged"
         elif isinstance(module, torch.jit.ScriptModule):
             skipped[name] = "a scripted module runs no hooks"

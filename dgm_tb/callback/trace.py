@@ -15,13 +15,15 @@ class Trace:
         nodes: Node id -> node, in the order they ran.
         inputs_of: Node id -> ids of its parents, in argument order.
         sites: Node id -> the place in the code that ran it, with all its callers; inputs and parameters have none.
-        outputs: (parent, node) -> which of the parent's outputs went in, where it is not the first one: ``[1]``.
+        outputs: (parent, node) -> which of the parent's outputs went in, where it was not the first one alone.
+        axes: Node id -> for each axis of its output the axis of its only input that it is, whole and in order, or -1.
     """
 
     nodes: dict[str, Node] = field(default_factory=dict)
     inputs_of: dict[str, list[str]] = field(default_factory=dict)
     sites: dict[str, int] = field(default_factory=dict)
-    outputs: dict[tuple[str, str], str] = field(default_factory=dict)
+    outputs: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    axes: dict[str, list[int]] = field(default_factory=dict)
 
     @property
     def edges(self) -> list[Edge]:
@@ -52,7 +54,8 @@ class Trace:
             inputs_of[names[old]] = now + [parent for parent in before if parent not in now]
         sites = {**earlier.sites, **{names[old]: site for old, site in self.sites.items()}}
         outputs = {(names[parent], names[node]): place for (parent, node), place in self.outputs.items()}
-        joined = Trace(nodes, inputs_of, sites, {**earlier.outputs, **outputs})
+        axes = {**earlier.axes, **{names[old]: kept for old, kept in self.axes.items()}}
+        joined = Trace(nodes, inputs_of, sites, {**earlier.outputs, **outputs}, axes)
         return joined._ordered(joined._flow([*names.values(), *earlier.nodes]))
 
     def _flow(self, names: Iterable[str]) -> list[str]:
@@ -79,7 +82,7 @@ class Trace:
             for name in names
         }
         sites = {name: site for name, site in self.sites.items() if name in rank}
-        return Trace({name: self.nodes[name] for name in names}, inputs_of, sites, self.outputs)
+        return Trace({name: self.nodes[name] for name in names}, inputs_of, sites, self.outputs, self.axes)
 
 
 def _names_in(earlier: Trace, later: Trace) -> dict[str, str]:

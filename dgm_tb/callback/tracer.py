@@ -14,6 +14,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakIdKeyDictionary
 
+from dgm_tb.callback.axes import kept_axes
 from dgm_tb.callback.callers import calling_site
 from dgm_tb.callback.local import Local
 from dgm_tb.callback.loops import is_upstream
@@ -124,7 +125,10 @@ class Tracer(TorchFunctionMode):
             name = func.__self__.__name__
             if name not in _PROPERTIES:
                 return output
-        self._note_function(name, sources, args[0] if name == "__setitem__" else output)
+        node = self._note_function(name, sources, args[0] if name == "__setitem__" else output)
+        axes = kept_axes(name, args, kwargs, output) if node else None
+        if axes is not None:
+            self.trace.axes[node] = axes
         return output
 
     def node_of(self, tensor: Tensor) -> str | None:
@@ -154,16 +158,17 @@ class Tracer(TorchFunctionMode):
             args = args[1:]
         return self._sources((args, [value for key, value in kwargs.items() if key != "out"]))
 
-    def _note_function(self, name: str, sources: list[Source], output: Any) -> None:
+    def _note_function(self, name: str, sources: list[Source], output: Any) -> str:
+        """Add the node of a function; its id, or "" if it is none of the model's."""
         tensors = list(tensors_in(output))
         is_random = name in RANDOM
         if not tensors or name in _CONSTANTS or not (sources or is_random):
-            return
+            return ""
         site, by_trainer = calling_site()
         if by_trainer or name in _SAME_TENSOR:
             if sources:
                 self._mark(tensors, sources[0])
-            return
+            return ""
         kind = "random" if is_random else "detach" if name in _DETACHING else "loss" if name in _LOSSES else "op"
         op = name.strip("_") or name
         op = _BASE_NAMES.get(op, op)
@@ -174,6 +179,7 @@ class Tracer(TorchFunctionMode):
         self._mark(tensors, (node, ""))
         if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
             self._mark([t._base for t in tensors if t._base is not None], (node, ""))
+        return node
 
     def _note_backward(self, loss: Any) -> None:
         tensors = list(tensors_in(loss))
@@ -187,7 +193,8 @@ class Tracer(TorchFunctionMode):
         self._rank[node.id] = len(self._rank)
         self.trace.nodes[node.id] = node
         self.trace.inputs_of[node.id] = [parent for parent, _ in sources]
-        self.trace.outputs.update({(parent, node.id): place for parent, place in sources if place})
+        for parent, place in sources:
+            self.trace.outputs.setdefault((parent, node.id), set()).add(place)
         if site is not None:
             self.trace.sites[node.id] = site
 
@@ -289,7 +296,8 @@ class Tracer(TorchFunctionMode):
         kind = "loss" if isinstance(module, nn.modules.loss._Loss) else "module"
         shape = list(tensors[0].shape) if tensors else []
         path, repeats = name.rpartition(".")[0], _time_steps(module, output)
-        self._add(Node(slot, kind, type(module).__name__, path, shape, slot, repeats), sources, hash((name, site)))
+        layer = name if name in self.loops else slot
+        self._add(Node(slot, kind, type(module).__name__, path, shape, layer, repeats), sources, hash((name, site)))
         places = {id(tensor): place for place, tensor in floating_outputs(output)}
         for tensor in tensors:
             self._mark([tensor], (slot, places.get(id(tensor), "")))
