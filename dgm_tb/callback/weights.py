@@ -214,9 +214,9 @@ class WeightWatch:
 
     def nonfinite_parameters(self) -> list[str]:
         """Names of the parameters that hold NaN or Inf now."""
-        named = zip(self.names, self.parameters, strict=True)
         with torch.no_grad():
-            return [name for name, p in named if not oddity(p) and not bool(torch.isfinite(wide(local(p))).all())]
+            named = zip(self.names, self._local(range(len(self.parameters))), strict=True)
+            return [name for name, part in named if not oddity(part) and not bool(torch.isfinite(wide(part)).all())]
 
     # -- gradients -----------------------------------------------------------------------------------------------------
 
