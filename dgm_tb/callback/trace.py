@@ -1,7 +1,6 @@
 """What a tracer saw: nodes, what went into them, and the place in the code that ran each of them."""
 
 from collections import defaultdict
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from dgm_tb.graph import Edge, Node
@@ -56,17 +55,18 @@ class Trace:
         outputs = {(names[parent], names[node]): place for (parent, node), place in self.outputs.items()}
         axes = {**earlier.axes, **{names[old]: kept for old, kept in self.axes.items()}}
         joined = Trace(nodes, inputs_of, sites, {**earlier.outputs, **outputs}, axes)
-        return joined._ordered(joined._flow([*names.values(), *earlier.nodes]))
+        return joined._ordered(joined._with_others(list(names.values())))
 
-    def _flow(self, names: Iterable[str]) -> list[str]:
-        """``names``, each after everything that goes into it; edges that would close a cycle are passed over."""
+    def _with_others(self, names: list[str]) -> list[str]:
+        """``names`` in their order, and all other nodes: each before the first one that needs it, or at the end."""
+        own, entered = set(names), set[str]()
         done: dict[str, None] = {}
-        entered: set[str] = set()
-        for name in names:
+        for name in [*names, *self.nodes]:
             stack = [name]
             while stack:
                 node = stack[-1]
-                waiting = [p for p in self.inputs_of[node] if p not in entered] if node not in entered else []
+                parents = self.inputs_of[node] if node not in entered else []
+                waiting = [parent for parent in parents if parent not in entered and parent not in own]
                 entered.add(node)
                 if waiting:
                     stack.extend(reversed(waiting))

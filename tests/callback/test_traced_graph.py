@@ -145,6 +145,114 @@ def test_skip_connections_have_two_ways(graph_of: Any) -> None:
     assert {("relu", "add"), ("relu", "cat")} <= edges
 
 
+def _parents(graph: Graph) -> dict[str, set[str]]:
+    return {name: set(parents) for name, parents in graph.parents().items()}
+
+
+def test_the_dag_of_the_resnet_adds_in_place(graph_of: Any) -> None:
+    graph: Graph = graph_of("resnet")
+    parents = _parents(graph)
+    assert parents["blocks.0.add"] == {"blocks.0.bn2", "blocks.0.shortcut"}
+    assert parents["blocks.0.shortcut"] == {"stem"}, "an empty shortcut is the identity"
+    assert parents["blocks.1.add"] == {"blocks.1.bn2", "blocks.1.shortcut"}
+    assert parents["blocks.1.relu@1"] == {"blocks.1.add"}
+    assert "blocks.0.shortcut" in graph.unrecorded
+
+
+def test_the_dag_of_the_u_net_shows_skips_time_and_noise(graph_of: Any) -> None:
+    graph: Graph = graph_of("diffusion")
+    parents = _parents(graph)
+    assert _kinds(graph, "random") == ["randint", "randn_like"]
+    assert parents["net.cat:1"] == {"net.up", "net.enter.silu"}
+    assert parents["net.cat:2"] == {"net.leave.silu", "add"}
+    for block in ("enter", "middle", "leave"):
+        assert parents[f"net.{block}.time"] == {"net.embed.1"}
+        assert parents[f"net.{block}.add"] == {f"net.{block}.norm", f"net.{block}.getitem"}
+    assert parents["net.embed.0"] == {"net.cat"}
+    assert parents["net.cat"] == {"net.sin", "net.cos"}
+    assert parents["mse_loss"] == {"net.out", "randn_like"}, "the noise is what is predicted"
+    assert _reaches(graph, "randint", "add")
+    assert {node.module for node in graph.nodes if node.id.startswith("net.enter.")} == {"net.enter"}
+    columns = {(link.source, link.target): link.start for link in graph.links}
+    assert columns["net.up", "net.leave.conv"] == 0
+
+
+def test_the_dag_of_the_flow_shows_couplings_and_log_determinants(graph_of: Any) -> None:
+    graph: Graph = graph_of("flow")
+    parents = _parents(graph)
+    for n in range(3):
+        here = f"couplings.{n}"
+        assert parents[f"{here}.cat"] == {f"{here}.add", f"{here}.chunk"}
+        assert parents[f"{here}.mul"] == {f"{here}.chunk", f"{here}.exp"}
+        assert parents[f"{here}.add"] == {f"{here}.mul", f"{here}.split"}
+        assert parents[f"{here}.net.0"] == {f"{here}.chunk"}
+        assert parents[f"{here}.chunk"] == ({"sub"} if n == 0 else {f"couplings.{n - 1}.cat"})
+    assert parents["add:2"] == {"add:1", "couplings.2.sum"}
+    assert not [link for link in graph.links if link.target.endswith("net.0")], "a half of the neurons"
+
+
+@pytest.mark.parametrize("case", ["transformer", "transformer_time_first", "checkpointed_transformer"])
+def test_the_dag_of_the_transformer(case: str, graph_of: Any) -> None:
+    graph: Graph = graph_of(case)
+    parents = _parents(graph)
+    before = "add" if case != "transformer_time_first" else "transpose"
+    for n in range(2):
+        here = f"encoder.layers.{n}"
+        chain = ("self_attn", "dropout1", "add", "norm1", "linear1", "relu", "dropout", "linear2", "dropout2", "add:1")
+        assert _chain(*(f"{here}.{name}" for name in (*chain, "norm2"))) <= _edges(graph)
+        assert parents[f"{here}.self_attn"] == {before}
+        assert parents[f"{here}.add"] == {before, f"{here}.dropout1"}
+        assert parents[f"{here}.add:1"] == {f"{here}.norm1", f"{here}.dropout2"}
+        before = f"{here}.norm2"
+    assert _kinds(graph, "parameter") == ["positions"]
+    (source,) = [source for source, target in _edges(graph) if target == "head"]
+    assert (before, source) in _edges(graph)
+    links = {(link.source, link.target): link for link in graph.links}
+    assert links["encoder.layers.1.norm2", "head"].kind == "channels", "one step, or the mean over them"
+
+
+def test_the_dag_of_the_vq_vae_shows_what_is_detached(graph_of: Any) -> None:
+    graph: Graph = graph_of("vq_vae")
+    parents = _parents(graph)
+    assert _kinds(graph, "detach") == ["detach", "detach:1", "detach:2"]
+    assert parents["codes"] == {"argmin"}
+    assert parents["add:2"] == {"encoder.2", "detach:2"}, "straight through"
+    assert parents["decoder.0"] == {"add:2"}
+    assert _reaches(graph, "codes.weight", "argmin")
+
+
+def test_the_dag_of_a_gradient_penalty_shows_the_inner_gradient(graph_of: Any) -> None:
+    graph: Graph = graph_of("penalized_gan")
+    assert _chain("discriminator.3", "sum", "grad", "flatten", "norm") <= _edges(graph)
+    assert _parents(graph)["grad"] == {"sum", "add"}
+    assert _reaches(graph, "grad", "loss")
+    assert not _reaches(graph, "grad", "loss@1")
+    for call in ("", "@1", "@2", "@3"):
+        assert _chain(*(f"discriminator.{n}{call}" for n in range(4))) <= _edges(graph)
+
+
+def test_identical_blocks_are_nodes_of_their_own(graph_of: Any) -> None:
+    graph: Graph = graph_of("blocks")
+    blocks = [node.id for node in graph.nodes if node.module.startswith("blocks.")]
+    assert len(blocks) == 12 * 5
+    assert {node.repeats for node in graph.nodes} == {1}
+    assert _chain("blocks.3.add", "blocks.4.norm", "blocks.4.up", "blocks.4.gelu", "blocks.4.down") <= _edges(graph)
+
+
+def test_packed_sequences_pass_through_a_recurrent_layer(graph_of: Any) -> None:
+    parents = _parents(graph_of("packed_gru"))
+    assert parents["gru"] == {"pack_padded_sequence"}
+    assert "gru" in parents["pad_packed_sequence"]
+
+
+def test_attention_weights_of_the_heads_go_their_own_way(graph_of: Any) -> None:
+    graph: Graph = graph_of("heads")
+    parents = _parents(graph)
+    assert parents["gt"] == {"attention"}
+    assert parents["scaled_dot_product_attention"] == parents["einsum"] == {"chunk"}
+    assert {layer.name: layer.neurons for layer in graph.layers}["attention[1]"] == 2
+
+
 def test_links_join_the_neurons_of_neighbouring_layers(graph_of: Any) -> None:
     links = {(link.source, link.target): link for link in graph_of("vae").links}
     assert links["encoder.1", "encoder.2"].kind == "channels"

@@ -53,6 +53,7 @@ __all__ = [
     "CellLoop",
     "Classifier",
     "DistributionVAE",
+    "PenalizedGAN",
     "Residual",
     "SeveralOutputs",
     "Stateful",
