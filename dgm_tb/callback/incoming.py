@@ -105,12 +105,14 @@ def norms_of_rows(weight: Tensor, axis: int) -> Tensor:
         weight: Any floating-point or complex tensor.
         axis: 0: a row is a slice along axis 0 ``-> [rows]``; 1: one along axes 0 and 1 ``-> [n, m]``; -1: a column.
     """
-    weight = torch.view_as_real(weight) if weight.is_complex() else wide(weight)
-    if weight.dim() < 2:
+    if weight.dtype is not torch.float32:
+        weight = torch.view_as_real(weight) if weight.is_complex() else wide(weight)
+    n_axes = weight.dim()
+    if n_axes < 2:
         return weight.reshape(-1).abs()
     if axis < 0:
         return _norm(weight, 0)
-    return _norm(weight if weight.dim() == axis + 2 else weight.flatten(axis + 1), -1)
+    return _norm(weight if n_axes == axis + 2 else weight.flatten(axis + 1), -1)
 
 
 def wide(tensor: Tensor) -> Tensor:

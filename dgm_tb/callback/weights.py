@@ -1,6 +1,6 @@
 """Weights before and after each step: norms and updates per neuron, and the copy that replay needs."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from dgm_tb.callback.shards import is_distributed_tensor, local, oddity, shard_o
 from dgm_tb.graph import Weight
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+MAX_NAMES = 4
+"""So many of those left out for the same reason are named."""
 
 MAX_COPY_BYTES = 1 << 30
 """Above this the weights are not copied: no relative update and no replay (said in the recording)."""
@@ -81,6 +84,7 @@ class WeightWatch:
 
     def _look(self) -> None:
         self._finder.look()
+        self._is_scattered = len({parameter.device for parameter in self.parameters}) > 1
         self._lazy = [parameter for parameter in self.parameters if is_lazy(parameter)]
         used = {part.number for incoming in self._finder.found for part in incoming.parts}
         odd = {n: reason for n, p in enumerate(self.parameters) if not is_lazy(p) and (reason := oddity(p))}
@@ -90,16 +94,16 @@ class WeightWatch:
         self._used = sorted(used)
         n_bytes = self._finder.computed_bytes + sum(_n_bytes(self.parameters[number]) for number in self._copied)
         self.keeps_copy = bool(self._lazy) or 0 < n_bytes <= MAX_COPY_BYTES
-        for name, reason in self._finder.reasons.items():
-            self._note(f"the weights of {name} are not recorded: {reason}")
+        for names, reason in _by_reason(self._finder.reasons):
+            self._note(f"the weights of {names} are not recorded: {reason}")
         if n_bytes > MAX_COPY_BYTES:
             size = f"{n_bytes / 2**30:.1f} GB"
             self._note(f"the weights are not copied, they are {size}: no relative updates, no replay of a failing step")
         elif self.is_sharded:
             self._note("the weights are sharded over processes: no replay of a failing step")
         elif odd:
-            names = ", ".join(f"{self.names[number]} ({reason})" for number, reason in odd.items())
-            self._note(f"not all weights can be copied: no replay of a failing step ({names})")
+            for names, reason in _by_reason({self.names[number]: reason for number, reason in odd.items()}):
+                self._note(f"no replay of a failing step: its weights can't be copied, {names} is {reason}")
 
     def _look_again(self) -> None:
         """Find the weights of lazy modules, once they have some."""
@@ -157,7 +161,7 @@ class WeightWatch:
         """The norm of every neuron's incoming weights as they are now ``[neurons]``."""
         with torch.no_grad():
             self._now = [*self._local(range(len(self.parameters))), *self._compute()]
-            return self._norms_of(self._now)
+            return _joined(self._norms_of(self._now))
 
     def end(self, norms: Tensor) -> Tensor:
         """Measure the step's change; the copy of the weights before it is used up by that.
@@ -180,7 +184,8 @@ class WeightWatch:
             for number in self._used:
                 before[number] = wide(before[number])
             torch._foreach_sub_([before[number] for number in self._used], [now[number] for number in self._used])
-            return torch.stack([norms, self._norms_of(before), norms_before]).square_()
+            norms_of_change = self._norms_of(before)
+        return torch.cat([norms, _joined(norms_of_change + norms_before)]).square_().view(3, -1)
 
     def _by_number(self) -> list[Tensor]:
         """The weights before the step, each where its number says."""
@@ -189,12 +194,9 @@ class WeightWatch:
             before[number] = tensor
         return before
 
-    def _norms_of(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Norms of all neurons ``[neurons]``, in the memory of the host."""
-        norms = [incoming.norms(tensors) for incoming in self._finder.found]
-        if len({part.device for part in norms}) > 1:
-            norms = [part.cpu() for part in norms]
-        return torch.cat(norms).cpu() if norms else torch.zeros(0)
+    def _norms_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Norms of all neurons ``[neurons]``, entry by entry."""
+        return [incoming.norms(tensors) for incoming in self._finder.found]
 
     def _local(self, numbers: Iterable[int]) -> list[Tensor]:
         if self.is_sharded:
@@ -226,40 +228,54 @@ class WeightWatch:
         They are 0-dim tensors of one type, on one device. Of sharded weights they are this process's part: the root of
         the sum of squares over the processes is the whole.
         """
-        numbers = [n for parameter in parameters if (n := self._numbers.get(id(parameter))) is not None]
+        names, gradients, dtype = [], [], torch.float32
         with torch.no_grad():
-            found = {n: gradient for n in numbers if (gradient := self._gradient(n)) is not None}
-            norms = list(torch._foreach_norm(list(found.values()), 2, _widest(found.values()))) if found else []
-            if len({norm.device for norm in norms}) > 1:
-                device = next(norm.device for norm in norms if norm.device.type != "cpu")
+            for parameter in parameters:
+                number = self._numbers.get(id(parameter))
+                gradient = None if number is None else _readable(parameter.grad)
+                if number is not None and gradient is not None:
+                    names.append(self.names[number])
+                    gradients.append(gradient)
+                    dtype = torch.float64 if gradient.dtype is torch.float64 else dtype
+            norms = list(torch._foreach_norm(gradients, 2, dtype)) if gradients else []
+            if self._is_scattered:
+                device = next((norm.device for norm in norms if not norm.is_cpu), torch.device("cpu"))
                 norms = [norm.to(device, non_blocking=True) for norm in norms]
-            if self.is_sharded:
-                norms = [norm / self._n_copies(number) ** 0.5 for number, norm in zip(found, norms, strict=True)]
-        return {self.names[number]: norm for number, norm in zip(found, norms, strict=True)}
+            found = dict(zip(names, norms, strict=True))
+            return found if not self.is_sharded else {n: found[n] / self._n_copies(n) ** 0.5 for n in found}
 
-    def _gradient(self, number: int) -> Tensor | None:
-        """What this process holds of a parameter's gradient as a real, strided tensor, if it can be had."""
-        gradient = self.parameters[number].grad
-        if gradient is None or (
-            type(gradient) is Tensor and gradient.dtype is torch.float32 and not gradient.is_sparse
-        ):
-            return gradient
-        if is_distributed_tensor(gradient):
-            gradient = None if any(p.is_partial() for p in gradient.placements) else local(gradient)  # type: ignore[attr-defined]
-        elif gradient.layout is torch.sparse_coo:
-            gradient = gradient.coalesce().values()
-        if gradient is None or oddity(gradient):
-            return None
-        return torch.view_as_real(gradient) if gradient.is_complex() else gradient
-
-    def _n_copies(self, number: int) -> int:
-        parameter = self.parameters[number]
+    def _n_copies(self, name: str) -> int:
+        parameter = self.parameters[self.names.index(name)]
         return shard_of(parameter).n_copies if is_distributed_tensor(parameter) else self._n_processes
 
 
-def _widest(tensors: Iterable[Tensor]) -> torch.dtype:
-    """The type that all norms are computed in: float32, or float64 if a tensor is."""
-    return torch.float64 if any(tensor.dtype is torch.float64 for tensor in tensors) else torch.float32
+def _readable(gradient: Tensor | None) -> Tensor | None:
+    """What this process holds of a gradient as a real, strided tensor, if it can be had."""
+    if gradient is None or (type(gradient) is Tensor and gradient.dtype is torch.float32 and not gradient.is_sparse):
+        return gradient
+    if is_distributed_tensor(gradient):
+        is_addend = any(placement.is_partial() for placement in gradient.placements)  # type: ignore[attr-defined]
+        gradient = None if is_addend else local(gradient)
+    elif gradient.layout is torch.sparse_coo:
+        gradient = gradient.coalesce().values()
+    if gradient is None or oddity(gradient):
+        return None
+    return torch.view_as_real(gradient) if gradient.is_complex() else gradient
+
+
+def _by_reason(reasons: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    """The names that share a reason, the first few of them."""
+    for reason in dict.fromkeys(reasons.values()):
+        names = [name for name, other in reasons.items() if other == reason]
+        rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+        yield ", ".join(names[:MAX_NAMES]) + rest, reason
+
+
+def _joined(norms: list[Tensor]) -> Tensor:
+    """All in one tensor, in the memory of the host."""
+    if len({part.device for part in norms}) > 1:
+        norms = [part.cpu() for part in norms]
+    return torch.cat(norms).cpu() if norms else torch.zeros(0)
 
 
 def _n_bytes(parameter: Tensor) -> int:
