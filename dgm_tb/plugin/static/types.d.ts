@@ -77,6 +77,7 @@ export interface GraphNode {
   module: string;
   shape: number[];
   layer: string;
+  repeats?: number;
 }
 
 export interface GraphEdge {

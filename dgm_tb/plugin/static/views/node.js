@@ -20,7 +20,13 @@ export function boxSize(box) {
 
 /** @param {Box} box */
 function pillText(box) {
-  return shorten(box.label, 18);
+  return shorten(box.label, 18) + turns(box);
+}
+
+/** How often a loop, or a recurrent layer, ran it: a cycle is one node. @param {Box} box */
+function turns(box) {
+  const n = box.node?.repeats ?? 1;
+  return n > 1 ? ` ↻${n}` : "";
 }
 
 /** Outline by kind, so that kinds differ in shape and not only in colour. @param {Box} box @param {number} w @param {number} h */
@@ -104,7 +110,8 @@ export function Heading({ box, place }) {
 function layerType(box) {
   const room = 19 - Math.min(box.label.length, 15);
   const type = box.node?.op.replace("Transpose", "ᵀ").replace("BatchNorm", "BN") ?? "";
-  return type.length <= room ? type : "";
+  const marked = type + turns(box);
+  return (marked.length <= room ? marked : turns(box)).trim();
 }
 
 /** @param {{ minis: Mini[], width: number }} props */
@@ -125,7 +132,7 @@ function MiniChart({ minis, width }) {
 
 /** @param {Box} box @param {boolean} isOpen @param {import("../types.d.ts").Finding | null} worst */
 function describe(box, isOpen, worst) {
-  const what = box.group ? `${box.label}, group of ${box.size} nodes, ${isOpen ? "open" : "closed"}` : `${box.id} ${box.node?.op}`;
+  const what = box.group ? `${box.label}, group of ${box.size} nodes, ${isOpen ? "open" : "closed"}` : `${box.id} ${box.node?.op}${turns(box)}`;
   return worst ? `${what}, ${worst.severity}: ${worst.kind}` : what;
 }
 
@@ -135,6 +142,7 @@ function tooltip(box, worst, reason) {
   const lines = node
     ? [node.id, `${node.op}${node.kind === "module" ? "" : ` (${node.kind})`} · ${formatShape(node.shape)}`]
     : [box.id.slice("group:".length), `${box.size} nodes, ${box.layers.length} layers`];
+  if (turns(box)) lines.push(`runs ${node?.repeats} times, each time on its own last output`);
   if (reason) lines.push(reason);
   if (worst) lines.push(worst.summary);
   return lines.join("\n");
