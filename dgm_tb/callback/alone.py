@@ -6,7 +6,7 @@ synchronised batch normalisation takes this rank's examples only, and any other 
 """
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch.distributed as dist
@@ -33,7 +33,18 @@ def alone(root: nn.Module) -> Iterator[None]:
         if is_distributed():
             stack.enter_context(_stand_ins(root))
             stack.enter_context(_local_batch_norm(root))
-            stack.enter_context(_NoCollectives())  # type: ignore[no-untyped-call]
+        with no_collectives():
+            yield
+
+
+@contextmanager
+def no_collectives() -> Iterator[None]:
+    """Let nothing inside wait for other ranks; does nothing in a training of one process.
+
+    Raises:
+        RuntimeError: From inside, instead of waiting.
+    """
+    with _NoCollectives() if is_distributed() else nullcontext():  # type: ignore[no-untyped-call]
         yield
 
 
@@ -41,6 +52,8 @@ class _NoCollectives(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Raises where something would wait for other ranks."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(kind.__name__ == "DTensor" for kind in types):
+            return NotImplemented  # first let it become operations on its part, and collectives
         if func.namespace in _COLLECTIVES:
             raise RuntimeError(f"{func} needs the other ranks, and the step is run again on one of them only")
         return func(*args, **(kwargs or {}))

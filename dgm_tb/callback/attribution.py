@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dgm_tb.algorithms.contribution import contribution_by_position, contribution_matrix
 from dgm_tb.algorithms.relevance import Relevance, RelevanceMode
+from dgm_tb.callback.alone import no_collectives
 from dgm_tb.callback.examples import main_input, thinned
 from dgm_tb.callback.graph import MATRIX_TYPES
 from dgm_tb.callback.replay import Before, Rerun, as_before
@@ -79,7 +80,7 @@ class Attribution:
         module = self._inputs[slot.name][0]
         rule = "epsilon" if gradient is None else "gradient"
         try:
-            with torch.no_grad():
+            with torch.no_grad(), no_collectives():
                 rules = self._rules if gradient is None else None
                 matrix = contribution_matrix(module, x, rule=rule, output_relevance=gradient, rules=rules)
                 self._keep(slot, direction, samples, "channel", matrix)

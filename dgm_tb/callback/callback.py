@@ -101,6 +101,7 @@ class TrackerHooks:
             self._observer.install()
         except Exception as error:
             self._lose_indices(error)
+        _watch_worker(self, trainer)
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Open the recording."""
@@ -125,6 +126,7 @@ class TrackerHooks:
         """Write everything, if it was not done yet, and leave no trace."""
         self._close("finished")
         self._observer.remove()
+        vars(trainer).pop("_run_stage", None)
 
     def state_dict(self) -> dict[str, Any]:
         """The step counter, for resuming."""
@@ -240,6 +242,23 @@ class TrackerHooks:
             self.recorder.root.__dict__.pop("log", None)
             self._step, self._findings = self.recorder.step, self.recorder.findings
             self.recorder = None
+
+
+def _watch_worker(callback: TrackerHooks, trainer: Any) -> None:
+    """Where Lightning forks or spawns its processes, they die of an exception without a word to the callbacks."""
+    launcher = getattr(trainer.strategy, "launcher", None)
+    if not any(kind.__name__ == "_MultiProcessingLauncher" for kind in type(launcher).__mro__):
+        return
+    run = trainer._run_stage
+
+    def watched() -> Any:
+        try:
+            return run()
+        except BaseException as error:
+            callback.on_exception(trainer, trainer.lightning_module, error)
+            raise
+
+    trainer._run_stage = watched
 
 
 class _LogTap:

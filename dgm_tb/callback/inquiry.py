@@ -146,7 +146,7 @@ class Inquiry:
         if earlier is not None and self._is_innocent(step, verdict, earlier):
             cause, known = earlier.step, earlier.finding
             verdict = _merged(verdict, earlier.verdict)
-        shows_here = verdict.symptom in ("forward", "loss", "outlier") or not step.row.is_finite()
+        shows_here = verdict.symptom != "weights" or not step.row.is_finite()
         self._claim(step, verdict, has_own_cause=shows_here or not all(map(math.isfinite, step.losses.values())))
         number = self._next_number()
         recorder.emit(nonfinite_finding(verdict, step, cause), number)

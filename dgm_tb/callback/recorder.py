@@ -243,8 +243,11 @@ class Recorder:
         if self.is_in_step:
             step = self._leave_step()
             row = Row(self.step, global_step, step.losses)
-            if isinstance(error, Exception):
-                self._inquiry.look_into(step, error)
+            try:
+                if isinstance(error, Exception):
+                    self._inquiry.look_into(step, error)
+            except Exception as own:  # a signal handler's, too: several processes are being ended
+                self.note(f"looking into step {self.step} ended with {type(own).__name__}: {own}")
             self.ring.add(step)
         reason = "exception" if isinstance(error, Exception) else "interrupted"
         self.close(reason, f"{type(error).__name__}: {error}"[:2000], row)

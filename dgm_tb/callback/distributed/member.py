@@ -21,7 +21,7 @@ POST_SECONDS = 1.0
 
 GOODBYE_SECONDS = 5.0
 CONFIRM_SECONDS = 10.0
-"""How long the end waits for everything to be posted; if the training failed, for rank 0 to have written it."""
+"""How long the end waits for everything to be posted, and if the training failed, for rank 0 to have written it."""
 
 MAX_UNCONFIRMED_BYTES = 64 << 20
 """While so much has not been collected, only losses and cases are posted."""
@@ -56,7 +56,7 @@ class Member(Team):
     def close(self, *, has_failed: bool) -> list[Row]:
         """Post what is left, and if the training failed, stay until rank 0 has written what was found."""
         self._has_failed = has_failed
-        self._end(CONFIRM_SECONDS if has_failed else GOODBYE_SECONDS)
+        self._end(GOODBYE_SECONDS + CONFIRM_SECONDS if has_failed else GOODBYE_SECONDS)
         return []
 
     def _hand_in(self, case: Case) -> None:

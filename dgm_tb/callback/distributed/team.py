@@ -1,5 +1,6 @@
 """What all ranks of a recording have in common: cases, and a thread that talks."""
 
+import atexit
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -52,6 +53,7 @@ class Team:
     def start(self) -> None:
         """Begin to talk, once the recorder is complete."""
         self._thread.start()
+        atexit.register(self.leave)  # a thread that is still in the store's code when Python ends aborts the process
 
     # -- cases ---------------------------------------------------------------------------------------------------------
 
@@ -143,6 +145,7 @@ class Team:
 
     def _end(self, seconds: float) -> None:
         """Let the thread say goodbye, and leave it to itself if it takes too long."""
+        atexit.unregister(self.leave)
         self._is_ending = True
         self._wake.set()
         if self._thread.is_alive():
