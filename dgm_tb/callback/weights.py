@@ -109,7 +109,6 @@ class WeightWatch:
         """Find the weights of lazy modules, once they have some."""
         if self._lazy and not any(map(is_lazy, self._lazy)):
             self.has_copy = False
-            self._places = []
             self._look()
 
     # -- before the step -----------------------------------------------------------------------------------------------

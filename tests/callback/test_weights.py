@@ -62,13 +62,15 @@ def _nudge(model: nn.Module, scale: float = 1e-3) -> None:
             parameter.add_(scale * torch.randn_like(parameter))
 
 
-@pytest.mark.parametrize("way", ["in place", "data", "data replaced", "nothing"])
+@pytest.mark.parametrize("way", ["in place", "data", "data replaced", "wider", "nothing"])
 def test_changes_between_steps_are_no_part_of_a_step(way: str) -> None:
     model = _net()
     watch = WeightWatch(model)
     for _ in range(3):
         watch.begin()
         before = [parameter.detach().clone() for parameter in model.parameters()]
+        assert all(map(torch.equal, watch.before, before))
+        assert [tensor.dtype for tensor in watch.before] == [tensor.dtype for tensor in before]
         _nudge(model)
         got = _measure(watch)
         after = list(model.parameters())
@@ -83,6 +85,8 @@ def test_changes_between_steps_are_no_part_of_a_step(way: str) -> None:
         elif way == "data replaced":
             for parameter in model.parameters():
                 parameter.data = torch.randn(parameter.shape)
+        elif way == "wider":
+            model.double()
 
 
 @pytest.mark.parametrize("scale", [1e-7, 1e-4, 1e6])
