@@ -68,7 +68,15 @@ class Layer:
 
 @dataclass(frozen=True)
 class Weight:
-    """The incoming weights of one module's neurons; rows of the quantities ``weight`` and ``update``."""
+    """The incoming weights of one module's neurons; rows of the quantities ``weight`` and ``update``.
+
+    Attributes:
+        module: Path of the module. Earlier layers of a recurrent module follow in brackets (``lstm[l0]``), since its
+            output is the last layer's; so do hidden units that are projected (``lstm[l0.hidden]``).
+        parameter: Attributes of the module that hold the weights.
+        neurons: Number of neurons; of attention's input projections three times its size (queries, keys, values).
+        offset: Number of the first neuron in arrays over all neurons with weights.
+    """
 
     module: str
     parameter: str
