@@ -1,7 +1,7 @@
 """Which weights come into which neuron: the tensors of each module, and the neuron that each row belongs to."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -52,14 +52,15 @@ class Part:
     Attributes:
         number: Number of the tensor among all that are watched.
         rows: What it is.
-        owners: The neuron of every value that ``norms_of_rows`` gives, counted from the entry's first one.
+        owners: The neuron of every value that ``norms_of_rows`` gives, counted from the entry's first one; left empty
+            where that is plain (``Incoming.is_simple``).
         n_copies: How many processes hold the same values.
     """
 
     number: int
     rows: _Rows
-    owners: Tensor
-    n_copies: int
+    owners: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64))
+    n_copies: int = 1
 
 
 @dataclass
@@ -198,8 +199,12 @@ class Finder:
         if not all(map(_is_watchable, tensors)):
             return
         neurons = max(row.start + row.n_neurons(tensor.shape) for row, tensor in zip(rows, tensors, strict=True))
-        parts = [self._part(name, *each) for each in zip(rows, weights, tensors, strict=True)]
         is_simple = len(rows) == 1 and rows[0].period is None and self._n_processes == 1
+        numbers = [self._number(name, *each) for each in zip(weights, tensors, strict=True)]
+        if is_simple:
+            parts = [Part(numbers[0], rows[0])]
+        else:
+            parts = [self._part(*each) for each in zip(numbers, rows, tensors, strict=True)]
         entry = Weight(name, ", ".join(row.name for row in rows), neurons, self.neurons)
         self.found.append(Incoming(entry, parts, is_simple))
         self._used.update(map(id, weights))
@@ -217,13 +222,14 @@ class Finder:
         with torch.no_grad():
             return compute()
 
-    def _part(self, name: str, rows: _Rows, weight: Tensor | Compute, tensor: Tensor) -> Part:
+    def _number(self, name: str, weight: Tensor | Compute, tensor: Tensor) -> int:
         if isinstance(weight, Tensor):
-            number = self._numbers[id(weight)]
-        else:
-            number = self._n_parameters + len(self.computed)
-            self.computed.append(Computed(name, weight, tensor.shape))
-            self.computed_bytes += tensor.numel() * tensor.element_size()
+            return self._numbers[id(weight)]
+        self.computed.append(Computed(name, weight, tensor.shape))
+        self.computed_bytes += tensor.numel() * tensor.element_size()
+        return self._n_parameters + len(self.computed) - 1
+
+    def _part(self, number: int, rows: _Rows, tensor: Tensor) -> Part:
         with torch.no_grad():
             own = local(tensor).shape
         is_shard = is_distributed_tensor(tensor)

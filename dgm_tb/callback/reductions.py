@@ -138,25 +138,6 @@ def sum_of_squares(g: Tensor, is_last_axis: bool) -> Tensor:
     return _norm(view, -1).square_().sum(0)
 
 
-def rows_norm(weight: Tensor, neuron_axis: int, groups: int = 1) -> Tensor:
-    """The L2 norm of every neuron's incoming weights ``[neurons]``.
-
-    Args:
-        weight: Any shape; float32 or wider.
-        neuron_axis: 0 for ``[out, in, ...]``, 1 for transposed convolutions ``[in, out / groups, ...]``, -1 for
-            embeddings.
-        groups: Groups of a transposed convolution.
-    """
-    if weight.dim() == 1:
-        return weight.abs()
-    if neuron_axis == 0:
-        return _norm(weight.flatten(1), -1)
-    if weight.dim() == 2:
-        return _norm(weight, 0)
-    per_input = _norm(weight.flatten(2), -1)
-    return _norm(per_input.reshape(groups, -1, weight.shape[1]), 1).flatten()
-
-
 def _norm(x: Tensor, axis: int) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(x, 2, axis)
     return norm

@@ -6,7 +6,6 @@ import torch
 from torch import nn
 
 from dgm_tb.callback.capture import Capture
-from dgm_tb.callback.reductions import rows_norm
 from dgm_tb.callback.step_row import statistics_of
 
 
@@ -29,23 +28,3 @@ def test_the_standard_deviation_survives_a_large_mean(shape: tuple[int, ...], me
     np.testing.assert_allclose(activation[0, 0], exact.mean(1), rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(activation[0, 2], exact.min(1).astype(np.float32))
     np.testing.assert_array_equal(activation[0, 3], exact.max(1).astype(np.float32))
-
-
-@pytest.mark.parametrize(
-    ("module", "axis"),
-    [
-        (nn.Linear(5, 7), 0),
-        (nn.Conv2d(4, 6, 3, groups=2), 0),
-        (nn.ConvTranspose2d(4, 6, 3), 1),
-        (nn.ConvTranspose1d(4, 6, 3, groups=2), 1),
-        (nn.Embedding(9, 5), -1),
-        (nn.BatchNorm1d(5), 0),
-    ],
-)
-def test_weight_norms_are_those_of_the_incoming_weights(module: nn.Module, axis: int) -> None:
-    weight = module.weight.detach()  # type: ignore[union-attr]
-    groups = int(getattr(module, "groups", 1)) if axis == 1 else 1
-    parts = weight.chunk(groups, 0)
-    rows = [part.movedim(axis, 0).reshape(part.shape[axis], -1) for part in parts]
-    expected = torch.cat([row.double().norm(dim=1) for row in rows])
-    torch.testing.assert_close(rows_norm(weight, axis, groups).double(), expected, rtol=1e-6, atol=0)
