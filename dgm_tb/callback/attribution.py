@@ -1,6 +1,6 @@
 """Who contributed to whom in one step: contribution matrices from hooks, and the relevance of one suspect neuron."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from dgm_tb.algorithms.contribution import contribution_by_position, contributio
 from dgm_tb.algorithms.relevance import Relevance, RelevanceMode
 from dgm_tb.callback.alone import no_collectives
 from dgm_tb.callback.examples import main_input, thinned
-from dgm_tb.callback.graph import MATRIX_TYPES
+from dgm_tb.callback.links import MATRIX_TYPES
 from dgm_tb.callback.replay import Before, Rerun, as_before
 from dgm_tb.callback.slots import Slot
 from dgm_tb.graph import Graph
@@ -59,9 +59,9 @@ class Attribution:
             return
         self._inputs[slot.name] = (module, x)
         for samples, position in self.selections.items():
-            chosen = x if position is None else x[position : position + 1] if len(x) == len(output) else None
+            chosen = _selected(slot, position, x, output)
             if chosen is not None:
-                self._take(slot, "forward", samples, chosen, None)
+                self._take(slot, "forward", samples, chosen[0], None)
 
     def on_gradient(self, slot: Slot, gradient: Tensor, is_first_turn: bool) -> None:
         """Take the backward matrix of one layer, once its gradient is known; of a loop that of its first turn."""
@@ -69,9 +69,9 @@ class Attribution:
             _, x = self._inputs[slot.name]
             gradient = self.unscaled(gradient.detach())
             for samples, position in self.selections.items():
-                one = slice(None) if position is None else slice(position, position + 1)
-                if position is None or len(x) == len(gradient):
-                    self._take(slot, "backward", samples, x[one], gradient[one])
+                chosen = _selected(slot, position, x, gradient)
+                if chosen is not None:
+                    self._take(slot, "backward", samples, *chosen)
 
     def _has_matrix(self, module: nn.Module) -> bool:
         return isinstance(module, MATRIX_TYPES) or any(isinstance(module, kind) for kind in self._rules)
@@ -105,6 +105,16 @@ class Attribution:
         self.records.append(Record("contribution", self.step, self.step, body, {"values": values}))
 
 
+def _selected(slot: Slot, position: int | None, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Input and output (or its gradient) of a layer, all or of one example; None if that can't be told."""
+    if position is None:
+        return x, output
+    before, after = slot.example(x, position), slot.example(output, position)
+    axis = slot.example_axis or 0
+    is_same = x.dim() > axis and x.shape[axis] == output.shape[axis]
+    return (before, after) if is_same and before is not None and after is not None else None
+
+
 def relevance_records(
     root: nn.Module,
     before: Before,
@@ -114,6 +124,7 @@ def relevance_records(
     neuron: int,
     examples: list[int],
     *,
+    slots: Sequence[Slot],
     rules: Rules,
     finding: str,
     role_of: Callable[[int], str],
@@ -128,10 +139,16 @@ def relevance_records(
         target: The suspect layer.
         neuron: Its suspect neuron.
         examples: Positions in the batch.
+        slots: All layers.
         rules: The user's own rules.
         finding: Id of the finding.
         role_of: Position -> ``"abnormal"`` or ``"normal"``.
+
+    Raises:
+        ValueError: If the examples are not the first axis of the target's output.
     """
+    if target.example_axis != 0:
+        raise ValueError(f"the first axis of {target.name} is not that of the examples")
     source = main_input(before.batch)
     records = []
     with as_before(root, before, weights) as live:
@@ -143,21 +160,25 @@ def relevance_records(
                 relevance = mode.propagate(target.name, neuron, examples=[position])
             except ValueError:  # not finite for this example
                 continue
-            record = _relevance_record(before.step, relevance, target, neuron, position)
+            record = _relevance_record(before.step, relevance, target, neuron, position, slots)
             body = {**record.body, "finding": finding, "sample": number, "role": role_of(position)}
             records.append(Record("relevance", before.step, before.step, body, record.arrays))
     return records
 
 
-def _relevance_record(step: int, relevance: Relevance, target: Slot, neuron: int, position: int) -> Record:
+def _relevance_record(
+    step: int, relevance: Relevance, target: Slot, neuron: int, position: int, slots: Sequence[Slot]
+) -> Record:
+    by_name = {slot.name: slot for slot in slots}
     layers: list[tuple[str, int, int]] = []
     parts: list[np.ndarray[Any, Any]] = []
     offset = 0
     for name, of_layer in relevance.layers.items():
-        if name == target.name or of_layer.dim() < 2 or position >= len(of_layer):
+        slot = by_name.get(name)
+        of_example = slot.example(of_layer.detach().float(), position) if slot is not None else None
+        if slot is None or of_example is None or name == target.name or of_example.dim() < 2:
             continue
-        of_example = of_layer[position].detach().float()
-        per_neuron = of_example.flatten(1).sum(1) if of_example.dim() > 1 else of_example
+        per_neuron = of_example.movedim(-1 if slot.is_last_axis else 1, 0).flatten(1).sum(1)
         layers.append((name, offset, len(per_neuron)))
         parts.append(per_neuron.cpu().numpy())
         offset += len(per_neuron)

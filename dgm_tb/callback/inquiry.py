@@ -232,6 +232,7 @@ class Inquiry:
                     slot,
                     verdict.neurons[0],
                     [*abnormal, *normal],
+                    slots=recorder.capture.slots,
                     rules=recorder.options.rules,
                     finding=finding,
                     role_of=roles.__getitem__,

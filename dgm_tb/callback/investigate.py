@@ -136,19 +136,17 @@ class Investigator:
 
     def _from_origin(self, step: Step, finder: OriginFinder, origin: Origin, table: "ExampleTable") -> Verdict:
         verdict = Verdict(step.step, "forward" if origin.bad.dim() else "loss", op=origin.op)
-        bad_rows = origin.bad.reshape(len(origin.bad), -1).any(1) if origin.bad.dim() else origin.bad
-        knows_rows = origin.bad.dim() > 0 and len(origin.bad) == table.n_examples
-        verdict.everywhere = not knows_rows or bool(bad_rows.all())
+        node = finder.trace.nodes.get(origin.node)
+        own = next((slot for slot in self.slots if node is not None and slot.name == node.layer), None)
+        rows = self._bad_rows(own, origin.bad, table.n_examples)
+        verdict.everywhere = len(rows) in (0, table.n_examples)
         outliers = table.outliers()
-        slot = self._suspect(finder, origin, table, outliers)
-        rows = torch.nonzero(bad_rows).flatten().tolist() if knows_rows and not verdict.everywhere else []
-        self._blame(verdict, step, table, outliers, slot, rows)
+        slot = self._suspect(own, finder, origin, table, outliers)
+        self._blame(verdict, step, table, outliers, slot, [] if verdict.everywhere else rows)
         if slot is not None and origin.bad.dim() > 1:
-            neurons = _bad_neurons(origin, slot)
-            verdict.neurons = neurons or verdict.neurons
+            verdict.neurons = _bad_neurons(origin, slot) or verdict.neurons
         if origin.op_inputs:
-            largest = max(float(tensor.abs().max()) for tensor in origin.op_inputs)
-            verdict.evidence["largest_input"] = largest
+            verdict.evidence["largest_input"] = max(float(tensor.abs().max()) for tensor in origin.op_inputs)
         place = origin.module or (verdict.module if slot is None else "")
         if slot is None:
             verdict.module = place
@@ -212,10 +210,19 @@ class Investigator:
         if first is not None and outliers.positions and first.module != verdict.module:
             verdict.modules.append(first.module)
 
-    def _suspect(self, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers) -> Slot | None:
+    def _bad_rows(self, own: Slot | None, bad: Tensor, n_examples: int) -> list[int]:
+        """The examples at which an output is not finite, of a layer or else a function; [] if that can't be told."""
+        axes = [axis for axis, size in enumerate(bad.shape[:2]) if size == n_examples]
+        if own is not None and bad.dim() > 1:
+            axes = [axis for axis in axes if axis == own.example_axis]
+        if not axes or (len(axes) > 1 and any(slot.example_axis == 1 for slot in self.slots)):
+            return []
+        return [int(n) for n in torch.nonzero(bad.movedim(axes[0], 0).reshape(n_examples, -1).any(1))]
+
+    def _suspect(
+        self, own: Slot | None, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers
+    ) -> Slot | None:
         """The layer whose output, finite but extreme, made the function fail; or the layer that failed itself."""
-        node = finder.trace.nodes.get(origin.node)
-        own = next((slot for slot in self.slots if node is not None and slot.name == node.layer), None)
         if own is not None and any(True for _ in self.leaves[own.module].parameters()):
             return own
         parents = _explaining(origin) or origin.parents

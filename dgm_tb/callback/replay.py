@@ -276,7 +276,10 @@ def bad_gradient_rows(
     rows: dict[str, list[int]] = {}
 
     def on_gradient(slot: Slot, gradient: Tensor, _: bool) -> None:
-        bad = ~torch.isfinite(gradient.detach().reshape(len(gradient), -1)).all(1)
+        if slot.example_axis is None:
+            return
+        by_example = gradient.detach().movedim(slot.example_axis, 0)
+        bad = ~torch.isfinite(by_example.reshape(len(by_example), -1)).all(1)
         if bool(bad.any()):
             rows.setdefault(slot.name, torch.nonzero(bad).flatten().tolist())
 

@@ -74,6 +74,12 @@ class Slot:
         """The slot's neurons in an array over all neurons."""
         return slice(self.offset, self.offset + self.neurons)
 
+    def example(self, tensor: Tensor, position: int) -> Tensor | None:
+        """One example of a tensor with the axes of the slot's output, which it keeps; None if it can't be told."""
+        axis = self.example_axis
+        is_there = axis is not None and tensor.dim() > axis and position < tensor.shape[axis]
+        return tensor.narrow(axis, position, 1) if axis is not None and is_there else None
+
     def to_layer(self) -> Layer:
         """The slot as the graph record tells of it."""
         return Layer(self.name, self.module, self.type, self.neurons, self.offset, list(self.shape))
