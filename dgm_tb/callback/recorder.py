@@ -190,7 +190,8 @@ class Recorder:
             are_scaled: Whether a gradient scaler's factor is still in them.
         """
         began = time.perf_counter()
-        self.vitals.note_gradients(parameters, are_scaled=are_scaled)
+        only_if_bad = self._can_look and not self.capture.is_active
+        self.vitals.note_gradients(list(parameters), are_scaled=are_scaled, if_bad=only_if_bad)
         if self._can_look and not self.weights.has_copy and self._looks_bad():
             self.vitals.secure_weights()  # before the optimizer changes them
         self._own += time.perf_counter() - began

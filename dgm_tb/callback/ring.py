@@ -33,7 +33,7 @@ class Ring:
         self.steps.append(step)
         for name, value in step.losses.items():
             self._losses.setdefault(name, deque(maxlen=HISTORY_STEPS)).append(value)
-        if not step.was_skipped:
+        if step.gradient_norms and not step.was_skipped:
             self._gradient.append(_norm(step.gradient_norms))
 
     def breaks_with_history(

@@ -1,7 +1,7 @@
 """What every step is judged by, whether its neurons are observed or not: its losses and the norms of its gradients."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -54,8 +54,16 @@ class Vitals:
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             self._losses[name] = float(value)
 
-    def note_gradients(self, parameters: Iterable[Tensor], *, are_scaled: bool) -> None:
-        """Note the gradients of these parameters as they are now; see ``Recorder.note_gradients``."""
+    def note_gradients(self, parameters: Sequence[Tensor], *, are_scaled: bool, if_bad: bool = False) -> None:
+        """Note the norms of the gradients of these parameters as they are now.
+
+        Args:
+            parameters: Of an optimizer that is about to step.
+            are_scaled: Whether a gradient scaler's factor is still in them.
+            if_bad: Only if they are not all finite: that takes half the time to see.
+        """
+        if if_bad and self._weights.gradients_are_finite(parameters):
+            return
         norms = self._weights.gradient_norms(parameters)
         self._gradients |= {n: self._loss_scale.divided(norms[n]) for n in norms} if are_scaled else norms
         self._norms = {}

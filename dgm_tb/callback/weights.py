@@ -1,5 +1,6 @@
 """Weights before and after each step: norms and updates per neuron, and the copy that replay needs."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -242,6 +243,12 @@ class WeightWatch:
                 norms = [norm.to(device, non_blocking=True) for norm in norms]
             found = dict(zip(names, norms, strict=True))
             return found if not self.is_sharded else {n: found[n] / self._n_copies(n) ** 0.5 for n in found}
+
+    def gradients_are_finite(self, parameters: Iterable[Tensor]) -> bool:
+        """Whether the gradients are finite as far as their sum tells, which may overflow; waits for the device."""
+        with torch.no_grad():
+            found = [_readable(parameter.grad) for parameter in parameters if id(parameter) in self._numbers]
+            return math.isfinite(sum(float(gradient.sum()) for gradient in found if gradient is not None))
 
     def _n_copies(self, name: str) -> int:
         parameter = self.parameters[self.names.index(name)]
