@@ -86,8 +86,10 @@ class Site:
         self.targets: dict[tuple[int, str], _Target] = {}
         self.number = compiled.register(self)
 
-    def on_call(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+    def on_call(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
         """The forward hook."""
+        if options:
+            inputs = (*inputs, *options.values())
         if torch.compiler.is_compiling():
             compiled.observe(self.number, module, inputs, output)
         else:
@@ -101,7 +103,7 @@ class Capture:
         slots: Every slot seen so far; append-only.
         skipped: Module -> why it is not observed.
         has_grown: Whether slots were added since the flag was last cleared.
-        listener: Called with each slot's module, positional inputs and output, while a step is observed.
+        listener: Called with each slot's module, inputs and output, while a step is observed.
         on_gradient: Called with each slot, its gradient, and whether it is that of a loop's first turn, likewise.
         loops: Modules that are called in a loop on their own last output: all their calls in a step are one slot.
         n_modules: Number of modules observed.
@@ -129,7 +131,8 @@ class Capture:
         self._cost = 0.0
         self._sites = {name: Site(self, name, module) for name, module in modules.items()}
         self._handles = {
-            name: site.module.register_forward_hook(Local(site.on_call)) for name, site in self._sites.items()
+            name: site.module.register_forward_hook(Local(site.on_call), with_kwargs=True)
+            for name, site in self._sites.items()
         }
 
     @property

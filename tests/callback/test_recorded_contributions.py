@@ -34,13 +34,13 @@ class Calls(L.Callback):
     def setup(self, trainer: Any, pl_module: L.LightningModule, stage: str) -> None:
         for name, module in pl_module.named_modules():
             if isinstance(module, TYPES):
-                module.register_forward_hook(self._hook(name))
+                module.register_forward_hook(self._hook(name), with_kwargs=True)
 
     def on_train_batch_start(self, *_: Any) -> None:
         self._n_steps += 1
 
     def _hook(self, name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
+        def hook(module: nn.Module, inputs: tuple[Tensor], named: dict[str, Tensor], output: Tensor) -> None:
             if self._n_steps != self.step:
                 return
             call = self._n_calls[name] = self._n_calls.get(name, -1) + 1
@@ -52,7 +52,7 @@ class Calls(L.Callback):
                 key: None if value is None else nn.Parameter(value.detach().clone())
                 for key, value in module._parameters.items()
             }
-            self.calls[slot] = (twin, inputs[0].detach().clone())
+            self.calls[slot] = (twin, (*inputs, *named.values())[0].detach().clone())
             if output.requires_grad:
                 output.register_hook(lambda gradient: self.gradients.__setitem__(slot, gradient.clone()))
 
@@ -79,7 +79,7 @@ def _assert_close(got: np.ndarray[Any, Any], want: Tensor) -> None:
     np.testing.assert_allclose(got.astype(np.float64), expected, rtol=2e-3, atol=1e-3 * np.abs(expected).max())
 
 
-@pytest.mark.parametrize("case", ["vae", "gan", "cnn", "residual", "attentive"])
+@pytest.mark.parametrize("case", ["vae", "gan", "cnn", "residual", "attentive", "keywords_only"])
 def test_matrices_of_the_first_step_are_those_of_its_batch_and_weights(case: str, tmp_path: Path) -> None:
     calls, recording = _recorded(case, tmp_path)
     recorded = _matrices(recording, 0)
