@@ -58,11 +58,12 @@ class Net(Classifier):
 
 
 class SometimesUnused(Net):
-    """A head that only every other step uses."""
+    """A head that only every other step uses, on every rank."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        h = self.act(self.hidden(self.features(batch[0])))
-        return F.cross_entropy(self.head(h), batch[1]) if batch_idx % 2 else h.square().mean()
+        z = self.hidden(self.features(batch[0]))
+        loss = 0.1 * z.abs().mean()
+        return loss if batch_idx % 2 else loss + F.cross_entropy(self.head(self.act(z)), batch[1])
 
 
 class Leaping(Net):
@@ -105,13 +106,13 @@ class Seen(L.Callback):
 class OwnOrder(Sampler[int]):
     """What this rank draws: its half of the examples again and again, with the abnormal one once, on rank 1."""
 
-    def __init__(self, n: int = 48) -> None:
-        self.n = n
+    def __init__(self, n: int = 48, place: int = PLACE) -> None:
+        self.n, self.place = n, place
 
     def __iter__(self) -> Iterator[int]:
         rank = int(os.environ["LOCAL_RANK"])
         own = ([index for index in range(48) if index % 2 == rank and index != ABNORMAL] * (self.n // 23 + 1))[: self.n]
-        yield from [*own[:PLACE], ABNORMAL, *own[PLACE + 1 :]] if rank else own
+        yield from [*own[: self.place], ABNORMAL, *own[self.place + 1 :]] if rank else own
 
     def __len__(self) -> int:
         return self.n
@@ -181,6 +182,12 @@ def uneven(folder: Path, *callbacks: L.Callback) -> Seen:
     return fit(folder, Net, images(), *callbacks, loader=loader, use_distributed_sampler=False)
 
 
+def unused(folder: Path, *callbacks: L.Callback) -> Seen:
+    """The abnormal example comes when there is a history, in a step with all parameters before one with some."""
+    loader, data = {"sampler": OwnOrder(64, 41), "shuffle": None}, images_with(ABNORMAL, 1e4)
+    return fit(folder, SometimesUnused, data, *callbacks, loader=loader, use_distributed_sampler=False, **UNUSED)
+
+
 def nan_pixel() -> Dataset[Any]:
     """Images of which one holds a NaN."""
     data = images()
@@ -212,13 +219,17 @@ SPAWNED = {"detect_anomaly": True, "strategy": "ddp_spawn", "devices": 1}
 UNUSED = {"strategy": "ddp_find_unused_parameters_true"}
 SlowVAE = partial(VAE, lr=1e-4)
 
+DATA = images_with(ABNORMAL, 300.0)
+
 SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "watched": lambda folder: fit(folder, Net, images(), tracker()),
     "bare": lambda folder: fit(folder, Net, images()),
     "outlier_watched": lambda folder: fit(folder, SlowVAE, images_with(ABNORMAL, 40.0), tracker(), max_epochs=4),
     "outlier_bare": lambda folder: fit(folder, SlowVAE, images_with(ABNORMAL, 40.0), max_epochs=4),
-    "unused_watched": lambda folder: fit(folder, SometimesUnused, images(), tracker(), **UNUSED),
-    "unused_bare": lambda folder: fit(folder, SometimesUnused, images(), **UNUSED),
+    "gan_watched": lambda folder: fit(folder, GAN, DATA, tracker(), max_epochs=4, **UNUSED),
+    "gan_bare": lambda folder: fit(folder, GAN, DATA, max_epochs=4, **UNUSED),
+    "unused_watched": lambda folder: unused(folder, tracker()),
+    "unused_bare": unused,
     "sharded": sharded,
     "uneven": lambda folder: uneven(folder, tracker()),
     "overflow": abnormal(Leaping, images_with(ABNORMAL, 1e4)),
