@@ -1,7 +1,7 @@
 """Weights before and after each step: norms and updates per neuron, and the copy that replay needs."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -92,7 +92,6 @@ class WeightWatch:
         self._is_whole = not self.is_sharded and not odd
         n = len(self.parameters)
         self._copied = [number for number in range(n) if self._is_whole or number in used]
-        self._used = sorted(used)
         n_bytes = self._finder.computed_bytes + sum(_n_bytes(self.parameters[number]) for number in self._copied)
         self.keeps_copy = bool(self._lazy) or 0 < n_bytes <= MAX_COPY_BYTES
         for names, reason in _by_reason(self._finder.reasons):
@@ -161,7 +160,7 @@ class WeightWatch:
         """The norm of every neuron's incoming weights as they are now ``[neurons]``."""
         with torch.no_grad():
             self._now = [*self._local(range(len(self.parameters))), *self._compute()]
-            return _joined(self._norms_of(self._now))
+            return _joined([incoming.norms(self._now) for incoming in self._finder.found])
 
     def end(self, norms: Tensor) -> Tensor:
         """Measure the step's change; the copy of the weights before it is used up by that.
@@ -175,17 +174,17 @@ class WeightWatch:
             sum over the processes is the whole. ``weight_statistics`` turns them into what is recorded.
         """
         now, self._now = self._now, []
-        if not self.has_copy or not self._used:
+        if not self.has_copy or not self._finder.found:
             return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2]).square_()
         self.has_copy = False
         with torch.no_grad():
-            before = self._by_number()
-            norms_before = self._norms_of(before)
-            for number in self._used:
-                before[number] = wide(before[number])
-            torch._foreach_sub_([before[number] for number in self._used], [now[number] for number in self._used])
-            norms_of_change = self._norms_of(before)
-        return torch.cat([norms, _joined(norms_of_change + norms_before)]).square_().view(3, -1)
+            before, norms_before, changes = self._by_number(), [], []
+            for incoming in self._finder.found:  # one after the other, so that each is in the cache all the while
+                norms_before.append(incoming.norms(before))
+                for part in incoming.parts:
+                    before[part.number] = wide(before[part.number]).sub_(now[part.number])
+                changes.append(incoming.norms(before))
+        return torch.cat([norms, _joined(changes + norms_before)]).square_().view(3, -1)
 
     def _by_number(self) -> list[Tensor]:
         """The weights before the step, each where its number says."""
@@ -193,10 +192,6 @@ class WeightWatch:
         for number, tensor in zip(self._copied, self._copies, strict=True):
             before[number] = tensor
         return before
-
-    def _norms_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """Norms of all neurons ``[neurons]``, entry by entry."""
-        return [incoming.norms(tensors) for incoming in self._finder.found]
 
     def _local(self, numbers: Iterable[int]) -> list[Tensor]:
         if self.is_sharded:
