@@ -69,7 +69,8 @@ def findings() -> str:
     names = ", ".join(f"`{field.name}`" for field in fields(records.Finding))
     kinds = ", ".join(f"`{kind}`" for kind in records.FINDING_KINDS)
     severities = ", ".join(f"`{severity}`" for severity in records.SEVERITIES)
-    return f"## Findings\n\nFields: {names}.\n\nSeverities, worst first: {severities}.\n\nKinds: {kinds}.\n"
+    ranks = "Of several processes, `evidence` names the `rank`, as do the bodies of the records of the evidence."
+    return f"## Findings\n\nFields: {names}.\n\nSeverities, worst first: {severities}.\n\nKinds: {kinds}.\n\n{ranks}\n"
 
 
 def graphs() -> str:

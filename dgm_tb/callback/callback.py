@@ -42,7 +42,7 @@ class TrackerHooks:
             steps are observed. None: no limit.
         max_disk_mb: Size of the recording on disk in MB after which only losses, layer statistics and findings go on.
         on_finding: ``"warn"``, ``"stop"`` (stops after a finding of severity error), ``"ignore"``, or a function that
-            gets each ``Finding``.
+            gets each ``Finding``; among several processes, on rank 0.
         rules: Further rules of relevance propagation: module class or function -> rule.
         roles: Names for the parts of the model, such as ``{"generator": "net_g"}``; kept in the recording, and not used
             by any detector yet.

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from dgm_tb.callback.recorder import Recorder
 
 PARTNER_SECONDS = 30.0
+MAX_WAITING_BYTES = 256 << 20
 """A step is written without the ranks that have not posted it by then; after that they are not waited for."""
 
 CLOSE_SECONDS = 5.0
@@ -87,6 +88,7 @@ class Leader(Team):
 
     def close(self, *, has_failed: bool) -> list[Row]:
         """Wait a little for what the others still have to say; the steps that are left, merged."""
+        self._note_unknown()
         with self._lock:
             self._docket.gone(0)
             self._wake.set()
@@ -111,7 +113,7 @@ class Leader(Team):
                 row, since = self._own[0]
                 late = [rank for rank, partner in self._partners.items() if not _has_reached(partner, row.step)]
                 if late and not (is_last or self.is_lost):
-                    if now - since < PARTNER_SECONDS:
+                    if now - since < PARTNER_SECONDS and len(self._own) * _size(row) < MAX_WAITING_BYTES:
                         break
                     for rank in late:
                         self._partners[rank].is_silent = True
@@ -151,6 +153,13 @@ class Leader(Team):
         parts = [share.weights for share in others.values() if share.weights is not None]
         is_whole = len(parts) == len(self._partners)
         return np.asarray(np.sum([squares, *parts], 0)) if is_whole else np.full_like(squares, np.nan)
+
+    def _note_unknown(self) -> None:
+        """Say which layers only other ranks have called."""
+        known = {slot.name for slot in self._slots()}
+        unknown = {name: rank for rank, partner in self._partners.items() for name, _ in partner.layout}
+        for name in sorted(unknown.keys() - known)[:8]:
+            self._recorder.note(f"{name} was never called on rank 0, but on rank {unknown[name]}: not recorded")
 
     def _note(self, text: str) -> None:
         kind = text.partition(" ")[0]
@@ -233,6 +242,11 @@ class Leader(Team):
             elif body["is"] == "goodbye":
                 partner.has_left = True
                 self._docket.gone(rank)
+
+
+def _size(row: Row) -> int:
+    """Bytes of its numbers."""
+    return 0 if row.raw is None else row.raw.activation.nbytes + row.raw.gradient.nbytes
 
 
 def _has_reached(partner: _Partner, step: int) -> bool:

@@ -90,10 +90,10 @@ def _facts(slots: Sequence[Slot], n_known: int) -> Layout:
 
 def placed_share(share: Share, layout: Layout, slots: Sequence[Slot]) -> Share:
     """Another rank's share over the neurons of the layout here."""
-    if share.activation is None:
+    known = layout_until(layout, len(share.counts))
+    if share.activation is None or known == [(slot.name, slot.neurons) for slot in slots]:
         return share
     size = slots[-1].offset + slots[-1].neurons if slots else 0
-    known = layout_until(layout, len(share.counts))
     columns = columns_in(slots, known)
     return Share(
         share.losses,

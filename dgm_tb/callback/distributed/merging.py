@@ -73,11 +73,11 @@ def merge(shares: Sequence[Share], slots: Sequence[Slot], world_size: int) -> tu
     if not observed:
         return losses, {}
     counts_zeros = np.repeat([slot.counts_zeros for slot in slots], [slot.neurons for slot in slots])
-    values = np.stack([share.activation for share in observed if share.activation is not None]).astype(np.float64)
+    values = np.stack([share.activation for share in observed if share.activation is not None])
     activation = merged_activation(values, np.stack([share.counts for share in observed]), counts_zeros)
     gradients, counts = (np.stack([getattr(s, name) for s in observed]) for name in ("gradient", "gradient_counts"))
-    gradient = merged_rms(gradients.astype(np.float64), counts) / world_size
-    return losses, {"activation": activation.astype(np.float32), "gradient": gradient.astype(np.float32)[None]}
+    gradient = merged_rms(gradients, counts) / world_size
+    return losses, {"activation": activation, "gradient": gradient.astype(np.float32)[None]}
 
 
 def merged_activation(values: Array, counts: Array, counts_zeros: Array) -> Array:
@@ -91,25 +91,38 @@ def merged_activation(values: Array, counts: Array, counts_zeros: Array) -> Arra
     Returns:
         ``[(mean, std, min, max, zero fraction), neurons]``; NaN for neurons without any value.
     """
-    known, total = counts > 0, counts.sum(0)
+    total = counts.sum(0)
+    means, deviations, lows, highs, zeros = np.moveaxis(values, 1, 0)
     with np.errstate(all="ignore"):
-        share = counts / total
-        means, deviations, lows, highs, zeros = np.moveaxis(values, 1, 0)
-        mean = np.where(known, share * means, 0.0).sum(0)
-        variance = np.where(known, share * (deviations**2 + (means - mean) ** 2), 0.0).sum(0)
-        low = np.where(known, lows, np.inf).min(0)
-        high = np.where(known, highs, -np.inf).max(0)
-        all_zero = np.where(known, zeros, np.inf).min(0)
-        zero = np.where(counts_zeros, np.where(known, share * zeros, 0.0).sum(0), all_zero)
-        return np.where(total > 0, np.stack([mean, np.sqrt(variance), low, high, zero]), np.nan)
+        share = _shares(counts, total)
+        mean = _sum(share, means)
+        variance = _sum(share, deviations**2.0 + (means - mean) ** 2)
+        low = np.where(share > 0, lows, np.inf).min(0)
+        high = np.where(share > 0, highs, -np.inf).max(0)
+        zero = np.where(counts_zeros, _sum(share, zeros), np.where(share > 0, zeros, np.inf).min(0))
+    merged = np.stack([mean, np.sqrt(variance), low, high, zero]).astype(np.float32)
+    merged[:, total == 0] = np.nan
+    return merged
+
+
+def _shares(counts: Array, total: Array) -> Array:
+    """What part of the values is each rank's ``[ranks, neurons]``, or ``[ranks, 1]`` if each has as many."""
+    if total.all() and (counts == counts[0]).all():
+        return np.full((len(counts), 1), 1.0 / len(counts))
+    return counts / total
+
+
+def _sum(share: Array, values: Array) -> Array:
+    """The weighted sum over the ranks, in float64; whatever has no weight counts for nothing."""
+    weighted = share * values
+    return np.asarray((weighted if share.shape[1] == 1 else np.where(share > 0, weighted, 0.0)).sum(0))
 
 
 def merged_rms(rms: Array, counts: Array) -> Array:
     """Root mean squares over the values of all ranks ``[neurons]``, from each rank's and their counts."""
     total = counts.sum(0)
     with np.errstate(all="ignore"):
-        squares = np.where(counts > 0, counts * rms**2, 0.0).sum(0)
-        return np.where(total > 0, np.sqrt(squares / total), np.nan)
+        return np.where(total > 0, np.sqrt(_sum(_shares(counts, total), np.square(rms, dtype=np.float64))), np.nan)
 
 
 def columns_in(slots: Sequence[Slot], other: Sequence[tuple[str, int]]) -> Array:
