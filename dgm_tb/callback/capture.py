@@ -27,6 +27,7 @@ from dgm_tb.callback.reductions import (
     sum_of_squares,
 )
 from dgm_tb.callback.say import warn
+from dgm_tb.callback.sites import Site, Target
 from dgm_tb.callback.slots import MAX_CALLS, Slot, floating_outputs, new_slot, observable_modules
 from dgm_tb.callback.step_row import StepRow
 
@@ -34,66 +35,6 @@ Listener = Callable[[Slot, nn.Module, tuple[Any, ...], Tensor], None]
 
 GRADIENT = N_STATISTICS
 _HALF = (torch.float16, torch.bfloat16)
-
-
-class _Target:
-    """Where the numbers of one slot go in the current step.
-
-    Attributes:
-        slot: The slot.
-        number: Its number.
-        sums: Its columns of the buffer, one view per statistic, the gradient's sum of squares last.
-        count: Values per neuron in this step; 0 until it is called.
-        gradient_count: Values per neuron of its gradient in this step.
-        is_hooked: Whether its output's gradient is waited for.
-        with_gradient: The calls whose gradient has come; more than one if the module is called in a loop.
-    """
-
-    __slots__ = ("count", "gradient_count", "is_hooked", "number", "slot", "sums", "with_gradient")
-
-    def __init__(self, slot: Slot, number: int) -> None:
-        self.slot = slot
-        self.number = number
-        self.sums: list[Tensor] = []
-        self.with_gradient: set[int] = set()
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin a step."""
-        self.count = self.gradient_count = 0
-        self.is_hooked = False
-        self.with_gradient.clear()
-
-
-class Site:
-    """One hooked module.
-
-    Attributes:
-        name: Fully-qualified name.
-        module: The module.
-        calls: Its calls in this step so far.
-        recalls: Of these, those that only recompute activations in the backward pass.
-        targets: (number of the call, place in the output) -> target.
-    """
-
-    __slots__ = ("calls", "capture", "module", "name", "number", "recalls", "targets")
-
-    def __init__(self, capture: "Capture", name: str, module: nn.Module) -> None:
-        self.capture = capture
-        self.name = name
-        self.module = module
-        self.calls = self.recalls = 0
-        self.targets: dict[tuple[int, str], _Target] = {}
-        self.number = compiled.register(self)
-
-    def on_call(self, module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any], output: Any) -> None:
-        """The forward hook."""
-        if options:
-            inputs = (*inputs, *options.values())
-        if torch.compiler.is_compiling():
-            compiled.observe(self.number, module, inputs, output)
-        else:
-            self.capture.on_call(self, inputs, output)
 
 
 class Capture:
@@ -120,7 +61,7 @@ class Capture:
         compiled.never_compile_alone(Local.__call__)
         modules, self.skipped = observable_modules(root)
         self.n_modules = len(modules)
-        self._targets: list[_Target] = []
+        self._targets: list[Target] = []
         self._buffer = torch.zeros(N_STATISTICS + 1, 0, dtype=torch.float32)
         self._examples: dict[int, Tensor] = {}
         self._pivots: dict[int, Tensor] = {}
@@ -266,64 +207,83 @@ class Capture:
             if target is not None and not target.is_hooked:
                 self._hook_gradient(target, call, tensor)
 
-    def _observe(self, target: _Target, site: Site, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def _observe(self, target: Target, site: Site, inputs: tuple[Any, ...], output: Tensor) -> None:
         slot = target.slot
         if slot.neurons != _neurons_of(output, slot.is_last_axis):
             self.skipped.setdefault(slot.name, f"the number of its neurons changed from {slot.neurons}")
             return
-        is_further_turn = target.count > 0
-        target.count += output.numel() // slot.neurons
-        with torch.inference_mode():
-            x = output.float() if output.dtype in _HALF else output.detach()
-            self._reduce(target, x, is_further_turn)
-            slot.n_observed += not is_further_turn
-            is_due = slot.n_observed & (slot.n_observed - 1) == 0 and not is_further_turn  # a power of two
-            if is_due and not x.is_cuda and needs_pivot(target.sums, target.count):
-                mean = target.sums[SUM] / target.count
-                pivot = mean if slot.pivot is None else mean + slot.pivot
-                slot.pivot = torch.where(torch.isfinite(pivot), pivot, 0.0)
-                self._reduce(target, x, is_further_turn)
+        turn, x = target.count, output.detach()
+        target.count += x.numel() // slot.neurons
+        if x.dtype in _HALF:
+            x = x.float()
+        if turn or x.dtype != torch.float32 or x.device != self._buffer.device:
+            self._reduce_apart(target, x, is_further_turn=turn > 0)
+        else:
+            self._reduce(target, x)
+        if not turn:
+            slot.n_observed += 1
+            if slot.n_observed & (slot.n_observed - 1) == 0 and not x.is_cuda:  # a power of two
+                self._set_pivot(target, x)
         self._axis_of[id(output)] = slot.is_last_axis
-        if self.listener is not None and not is_further_turn:
+        if self.listener is not None and not turn:
             self.listener(slot, site.module, inputs, output)
 
-    def _reduce(self, target: _Target, x: Tensor, is_further_turn: bool) -> None:
-        slot, sums = target.slot, target.sums
-        if is_further_turn or x.dtype != sums[0].dtype or x.device != sums[0].device:
-            sums = [torch.zeros_like(row, dtype=x.dtype, device=x.device) for row in sums]
-        how = slot.is_last_axis, slot.counts_zeros
-        largest = reduce_activation(x, *how, sums, slot.pivot, slot.example_axis)
+    def _reduce(self, target: Target, x: Tensor) -> None:
+        slot = target.slot
+        how = slot.is_last_axis, slot.counts_zeros, target.sums, slot.pivot, slot.example_axis
+        largest = reduce_activation(x, *how)
+        if largest is not None:
+            self._examples[target.number] = largest
+        if slot.pivot is not None:
+            self._pivots[target.number] = slot.pivot
+
+    def _reduce_apart(self, target: Target, x: Tensor, *, is_further_turn: bool) -> None:
+        """Of a tensor of another type or device than the buffer's, or of a further turn of a loop."""
+        slot = target.slot
+        sums = [torch.zeros_like(row, dtype=x.dtype, device=x.device) for row in target.sums]
+        largest = reduce_activation(x, slot.is_last_axis, slot.counts_zeros, sums, slot.pivot, slot.example_axis)
         if largest is not None:
             before = self._examples.get(target.number) if is_further_turn else None
-            if before is not None and len(before) == len(largest):
-                largest = torch.maximum(before, largest)
-            self._examples[target.number] = largest
+            is_alike = before is not None and len(before) == len(largest)
+            self._examples[target.number] = (
+                torch.maximum(before, largest) if before is not None and is_alike else largest
+            )
         if is_further_turn:
             join_turns(target.sums, sums)
-        elif sums is not target.sums:
+        else:
             for row, wide in zip(target.sums[:N_STATISTICS], sums, strict=False):
                 row.copy_(wide, non_blocking=True)
         if slot.pivot is not None:
             self._pivots[target.number] = slot.pivot
 
-    def _hook_gradient(self, target: _Target, call: int, output: Tensor) -> bool:
+    def _set_pivot(self, target: Target, x: Tensor) -> None:
+        """Where the squares have lost the standard deviation, sum once more around the mean."""
+        slot = target.slot
+        if needs_pivot(target.sums, target.count):
+            mean = target.sums[SUM] / target.count
+            pivot = mean if slot.pivot is None else mean + slot.pivot
+            slot.pivot = torch.where(torch.isfinite(pivot), pivot, 0.0)
+            self._reduce_apart(target, x, is_further_turn=False)
+
+    def _hook_gradient(self, target: Target, call: int, output: Tensor) -> bool:
         if not output.requires_grad or not target.count:
             return False
         output.register_hook(partial(self._on_gradient, target, self._epoch, call))  # type: ignore[no-untyped-call]
         return True
 
-    def _on_gradient(self, target: _Target, epoch: int, call: int, gradient: Tensor) -> None:
+    def _on_gradient(self, target: Target, epoch: int, call: int, gradient: Tensor) -> None:
         if epoch != self._epoch or not self.is_active or torch.is_grad_enabled():
             return  # or the gradient will be derived itself (a penalty on its norm): it is not yet that of the loss
         began, slot = time.perf_counter(), target.slot
         try:
-            with torch.inference_mode():
-                wide = gradient.float() if gradient.dtype in _HALF else gradient
-                squares = sum_of_squares(wide, slot.is_last_axis)
-                if target.gradient_count:
-                    target.sums[GRADIENT].add_(squares)
-                else:
-                    target.sums[GRADIENT].copy_(squares, non_blocking=True)
+            row = target.sums[GRADIENT]
+            wide = gradient.float() if gradient.dtype in _HALF else gradient
+            if target.gradient_count:
+                row.add_(sum_of_squares(wide, slot.is_last_axis))
+            elif wide.dtype == row.dtype and wide.device == row.device:
+                sum_of_squares(wide, slot.is_last_axis, out=row)
+            else:
+                row.copy_(sum_of_squares(wide, slot.is_last_axis), non_blocking=True)
             if call not in target.with_gradient:
                 target.with_gradient.add(call)
                 target.gradient_count += gradient.numel() // slot.neurons
@@ -335,7 +295,7 @@ class Capture:
 
     # -- layout --------------------------------------------------------------------------------------------------------
 
-    def _target(self, site: Site, call: int, place: str, inputs: tuple[Any, ...], output: Tensor) -> _Target:
+    def _target(self, site: Site, call: int, place: str, inputs: tuple[Any, ...], output: Tensor) -> Target:
         call = self._key(site, call)
         target = site.targets.get((call, place))
         if target is None:
@@ -351,14 +311,14 @@ class Capture:
                 order=self._orders[site.name],
                 n_examples=self._n_examples,
             )
-            target = site.targets[call, place] = _Target(slot, len(self.slots))
+            target = site.targets[call, place] = Target(slot, len(self.slots))
             self.slots.append(slot)
             self._targets.append(target)
             self.has_grown = True
             self._place(target, output.device)
         return target
 
-    def _place(self, target: _Target, device: torch.device) -> None:
+    def _place(self, target: Target, device: torch.device) -> None:
         """Give a new target its columns of the buffer, which doubles when it is full."""
         held, needed = self._buffer.shape[1], self.neurons
         if needed <= held:
@@ -370,7 +330,7 @@ class Capture:
         self._buffer = bigger
         self._view(self._targets)
 
-    def _view(self, targets: Iterable[_Target]) -> None:
+    def _view(self, targets: Iterable[Target]) -> None:
         rows = list(self._buffer)
         for target in targets:
             target.sums = [row[target.slot.columns] for row in rows]

@@ -55,7 +55,7 @@ def reduce_activation(
     Returns:
         The largest ``|x|`` of each example, Inf from 1e19 on; None without an axis of examples.
     """
-    view = examples_channels_positions(x, is_last_axis)
+    view = x if x.dim() == 2 else examples_channels_positions(x, is_last_axis)
     if view.dim() == 2:
         squares = view * view
         _sum_rows(view, squares, sums, pivot)
@@ -83,6 +83,8 @@ def reduce_activation(
 def _largest(squares: Tensor, shape: Sequence[int], example_axis: int | None) -> Tensor | None:
     if example_axis is None:
         return None
+    if len(shape) == 2:
+        return squares.amax(1).sqrt_()
     if example_axis == 0:
         return squares.reshape(shape[0], -1).amax(1).sqrt_()
     return squares.reshape(shape[0], shape[1], -1).amax((0, 2)).sqrt_()
@@ -130,12 +132,11 @@ def needs_pivot(sums: Sequence[Tensor], count: int) -> bool:
     return bool((mean * mean > PIVOT_RATIO**2 * variance).logical_and(mean != 0).any())
 
 
-def sum_of_squares(g: Tensor, is_last_axis: bool) -> Tensor:
-    """The sum of squares of every neuron's gradient ``[neurons]``."""
-    view = examples_channels_positions(g, is_last_axis)
-    if view.dim() == 2:
-        return (view * view).sum(0)
-    return _norm(view, -1).square_().sum(0)
+def sum_of_squares(g: Tensor, is_last_axis: bool, out: Tensor | None = None) -> Tensor:
+    """The sum of squares of every neuron's gradient ``[neurons]``; written to ``out``, if that is given."""
+    view = g if g.dim() == 2 else examples_channels_positions(g, is_last_axis)
+    squares = view * view if view.dim() == 2 else _norm(view, -1).square_()
+    return torch.sum(squares, 0, out=out)
 
 
 def _norm(x: Tensor, axis: int) -> Tensor:
