@@ -386,6 +386,8 @@ class Recorder:
         tracer, self._tracer = self._tracer, None
         if tracer is not None:
             tracer.__exit__(None, None, None)
+            if tracer.failure:
+                self.note(f"the model could not be traced to its end: {tracer.failure}")
             self.trace = tracer.trace.joined(self.trace)
             self._has_traced, self._must_trace = True, False
 

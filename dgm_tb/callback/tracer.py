@@ -4,9 +4,9 @@ A ``TorchFunctionMode`` sees every function outside leaf modules; tensors carry 
 What trainers and optimizers do around the model is no part of it and is left out.
 """
 
-from collections.abc import Iterable, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +53,8 @@ _LOSSES = frozenset(
     "ctc_loss".split()
 )
 
+_T = TypeVar("_T")
+
 Source = tuple[str, str]
 """The node that made a tensor, and which of its outputs it is, if not the first one."""
 
@@ -65,6 +67,10 @@ class Tracer(TorchFunctionMode):
         leaves: Fully-qualified names of the modules that become one node each.
         batch: The batch, whose tensors become input nodes.
         loops: Names of the modules that are called in a loop on their own last output; those found are added.
+
+    Attributes:
+        trace: What was seen so far.
+        failure: Why tracing stopped before the end, or "".
     """
 
     def __init__(
@@ -72,6 +78,7 @@ class Tracer(TorchFunctionMode):
     ) -> None:
         super().__init__()
         self.trace = Trace()
+        self.failure = ""
         self.loops = set() if loops is None else loops
         self._made_by: MutableMapping[Tensor, Source] = WeakIdKeyDictionary()
         self._parameters = {id(p): name for name, p in root.named_parameters()}
@@ -86,6 +93,8 @@ class Tracer(TorchFunctionMode):
         self._handles: list[Any] = []
         self._stance: AbstractContextManager[Any] | None = None
         for name, module in root.named_modules():
+            if isinstance(module, torch.jit.ScriptModule):
+                continue  # runs no hooks
             if name in leaves and type(module).__module__.startswith("torch."):
                 self._hook_leaf(name, module)
             elif name in leaves:
@@ -115,20 +124,10 @@ class Tracer(TorchFunctionMode):
         kwargs = kwargs or {}
         if not self._is_tracing or len(self.trace.nodes) >= MAX_NODES:
             return func(*args, **kwargs)
-        name = getattr(func, "__name__", "")
-        if name == "backward":
-            self._note_backward((args[:1], kwargs.get("tensors")))
-            return func(*args, **kwargs)
-        sources = self._sources_of_call(name, args, kwargs)
+        sources = self._try(self._before_function, func, args, kwargs)
         output = func(*args, **kwargs)
-        if name == "__get__":
-            name = func.__self__.__name__
-            if name not in _PROPERTIES:
-                return output
-        node = self._note_function(name, sources, args[0] if name == "__setitem__" else output)
-        axes = kept_axes(name, args, kwargs, output) if node else None
-        if axes is not None:
-            self.trace.axes[node] = axes
+        if sources is not None:
+            self._try(self._after_function, func, sources, args, kwargs, output)
         return output
 
     def node_of(self, tensor: Tensor) -> str | None:
@@ -145,11 +144,24 @@ class Tracer(TorchFunctionMode):
     @property
     def _is_tracing(self) -> bool:
         """Not inside a leaf module, an optimizer, or a backward pass that recomputes activations."""
-        return not self._depth and not self._suspended and torch._C._current_graph_task_id() == -1
+        is_outside = not self._depth and not self._suspended and not self.failure
+        return is_outside and torch._C._current_graph_task_id() == -1
+
+    def _try(self, method: Callable[..., _T], *args: Any) -> _T | None:
+        """Call a method of ours inside the user's step: an error ends the trace and not the training."""
+        try:
+            return method(*args)
+        except Exception as error:
+            self.failure = f"{type(error).__name__}: {error}"
+            return None
 
     # -- functions -----------------------------------------------------------------------------------------------------
 
-    def _sources_of_call(self, name: str, args: Any, kwargs: Any) -> list[Source]:
+    def _before_function(self, func: Any, args: Any, kwargs: Any) -> list[Source]:
+        """What goes into a function; known before it runs, since it may overwrite it."""
+        name = getattr(func, "__name__", "")
+        if name == "backward":
+            self._note_backward((args[:1], kwargs.get("tensors")))
         if name in _SHAPE_ONLY:
             return []
         if name in _SAME_TENSOR:
@@ -157,6 +169,17 @@ class Tracer(TorchFunctionMode):
         if name in _OVERWRITING:
             args = args[1:]
         return self._sources((args, [value for key, value in kwargs.items() if key != "out"]))
+
+    def _after_function(self, func: Any, sources: list[Source], args: Any, kwargs: Any, output: Any) -> None:
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            name = func.__self__.__name__
+            if name not in _PROPERTIES:
+                return
+        node = self._note_function(name, sources, args[0] if name == "__setitem__" else output)
+        axes = kept_axes(name, args, kwargs, output) if node else None
+        if axes is not None:
+            self.trace.axes[node] = axes
 
     def _note_function(self, name: str, sources: list[Source], output: Any) -> str:
         """Add the node of a function; its id, or "" if it is none of the model's."""
@@ -235,7 +258,7 @@ class Tracer(TorchFunctionMode):
         entered: list[tuple[list[Source], int]] = []
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            entered.append(self._enter_call(name, (args, kwargs)))
+            entered.append(self._try(self._enter_call, name, (args, kwargs)) or ([], 0))
             if not self._depth:
                 self.before_leaf((args, kwargs))
             self._depth += 1
@@ -243,8 +266,8 @@ class Tracer(TorchFunctionMode):
         def after(_: nn.Module, __: Any, ___: Any, output: Any) -> None:
             self._depth = max(0, self._depth - 1)
             sources, site = entered.pop() if entered else ([], 0)
-            if self._is_tracing:
-                slot = self._note_call(name, module, sources, output, site)
+            slot = self._try(self._note_call, name, module, sources, output, site) if self._is_tracing else None
+            if slot is not None:
                 self.after_leaf(slot, name, output)
 
         self._handles.append(module.register_forward_pre_hook(Local(before), with_kwargs=True))
@@ -255,7 +278,7 @@ class Tracer(TorchFunctionMode):
         entered: list[tuple[list[Source], int]] = []
 
         def before(_: nn.Module, args: Any, kwargs: Any) -> None:
-            entered.append(self._enter_call(name, (args, kwargs)))
+            entered.append(self._try(self._enter_call, name, (args, kwargs)) or ([], 0))
             self._path.append(name)
 
         def after(_: nn.Module, __: Any, ___: Any, output: Any) -> None:
@@ -263,7 +286,8 @@ class Tracer(TorchFunctionMode):
                 self._path.pop()
             sources, site = entered.pop() if entered else ([], 0)
             if self._is_tracing:
-                self._note_call(name, module, self._sources(output) or sources, output, site)
+                made_by = self._try(self._sources, output) or sources
+                self._try(self._note_call, name, module, made_by, output, site)
 
         self._handles.append(module.register_forward_pre_hook(Local(before), with_kwargs=True))
         self._handles.append(module.register_forward_hook(Local(after), with_kwargs=True, always_call=True))

@@ -354,3 +354,39 @@ def test_branches_that_contradict_each_other_make_no_cycle(tmp_path: Path) -> No
     order = {node.id: number for number, node in enumerate(graph.nodes)}
     assert all(order[edge.source] < order[edge.target] for edge in graph.edges)
     assert {("other", "more"), ("more", "one"), ("one", "head")} <= _edges(graph)
+
+
+# -- bad luck ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_error_of_ours_ends_the_trace_and_not_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(name: str, *_: Any) -> None:
+        if name == "sigmoid":
+            raise ZeroDivisionError("no such axis")
+
+    monkeypatch.setattr("dgm_tb.callback.tracer.kept_axes", fails)
+    fit(_Step(lambda h, _: h.sigmoid().tanh()), loader(images()), tmp_path, DGMTrackerCallback(), max_steps=3)
+    recording = Recording.of(tmp_path)
+    assert recording.notes == ["the model could not be traced to its end: ZeroDivisionError: no such axis"]
+    assert recording.end["last_step"] == 2
+    assert recording.end["reason"] == "finished"
+    assert [layer.name for layer in recording.graph.layers] == ["first", "last"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+def test_scripted_modules_are_not_seen(tmp_path: Path) -> None:
+    class Scripted(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = torch.jit.script(nn.Sequential(nn.Linear(64, 8), nn.ReLU()))
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.inner(x.flatten(1)))
+
+    fit(Scripted(), loader(images()), tmp_path, DGMTrackerCallback(), max_steps=2)
+    recording = Recording.of(tmp_path)
+    assert recording.end["reason"] == "finished"
+    assert "head" in {node.id for node in recording.graph.nodes}
+    assert recording.graph.unrecorded["inner.0"] == "a scripted module runs no hooks"
+    assert recording.graph.no_contribution["head"] == "its input was not seen by the tracer"
