@@ -11,7 +11,7 @@ from dgm_tb.callback.axes import example_axis
 from dgm_tb.graph import Layer
 
 MAX_CALLS = 8
-"""Further calls of one module in one step are not recorded (a time loop of 1000 steps would be 1000 layers)."""
+"""Further calls of one module in one step are not recorded, unless they are turns of one loop: those are one slot."""
 
 _CHANNELS_FIRST = (
     nn.modules.conv._ConvNd,
