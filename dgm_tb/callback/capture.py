@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from dgm_tb.callback import compiled
 from dgm_tb.callback.axes import batch_orders
+from dgm_tb.callback.closures import ClosureWatch
 from dgm_tb.callback.local import Local
 from dgm_tb.callback.reductions import (
     MIN,
@@ -75,6 +76,7 @@ class Capture:
             name: site.module.register_forward_hook(Local(site.on_call), with_kwargs=True)
             for name, site in self._sites.items()
         }
+        self._closures = ClosureWatch(lambda: {site.name: site.calls for site in self._sites.values()}, self.take_back)
 
     @property
     def neurons(self) -> int:
@@ -96,6 +98,15 @@ class Capture:
             site.calls = site.recalls = 0
         for target in self._targets:
             target.clear()
+
+    def take_back(self, calls: dict[str, int]) -> None:
+        """Forget what was observed since each module had been called so often: the step is evaluated again."""
+        self.listener = self.on_gradient = None
+        for site in self._sites.values():
+            site.calls, site.recalls = calls.get(site.name, 0), 0
+            for (call, _), target in site.targets.items():
+                if call >= site.calls:
+                    target.clear()
 
     def end(self) -> StepRow | None:
         """Stop observing.
@@ -139,6 +150,7 @@ class Capture:
         for site in self._sites.values():
             compiled.forget(site)
         self._handles.clear()
+        self._closures.close()
         self.is_active = False
 
     # -- hooks ---------------------------------------------------------------------------------------------------------

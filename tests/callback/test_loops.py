@@ -217,6 +217,34 @@ def test_a_recurrent_layer_tells_its_time_steps(case: str, name: str, steps: set
     assert _node(_recorded(chosen.make(), tmp_path, chosen.data).graph, name).repeats in steps
 
 
+class _LBFGS(_Twice):
+    """An optimizer that evaluates the training step up to four times in one step of its own."""
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.LBFGS(self.parameters(), lr=0.1, max_iter=4)
+
+
+def test_a_step_evaluated_again_counts_as_its_last_evaluation(tmp_path: Path) -> None:
+    turns = _Turns("stem")
+    torch.manual_seed(1)
+    callback = DGMTrackerCallback(max_overhead=None, window_steps=1)
+    fit(_LBFGS(), loader(images()), tmp_path, callback, others=(turns,), max_steps=3)
+    recording = Recording.of(tmp_path)
+    assert [layer.name for layer in recording.graph.layers] == ["stem", "shared", "shared@1", "head"]
+    assert {layer.name for layer in recording.graph.layers} <= {node.id for node in recording.graph.nodes}
+    assert _repeats(recording.graph) == {}
+    assert min(map(len, turns.outputs)) > 1
+    for quantity, aggregate, values, statistic in (
+        ("activation", "mean/mean", turns.outputs, lambda x: x.mean(0)),
+        ("gradient", "rms/mean", turns.gradients, lambda g: g.square().mean(0).sqrt()),
+    ):
+        got = recording.dynamics("stem", quantity, aggregate)
+        want = torch.stack([statistic(calls[-1]) for calls in values]).numpy()
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=2e-4 * np.abs(want).max())
+    contributions = [(record.body["target"], record.body["direction"]) for record in recording.kind("contribution")]
+    assert len(contributions) == len(set(contributions)), "once each, at the first step"
+
+
 def test_repeats_are_written_only_where_there_are_any_and_older_records_are_read() -> None:
     graph = Graph(nodes=[Node("a", "module", "Linear"), Node("b", "module", "LSTM", repeats=7)])
     body = graph.to_json()
