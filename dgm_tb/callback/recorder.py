@@ -5,6 +5,7 @@ import functools
 import math
 import os
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +25,7 @@ from dgm_tb.callback.inquiry import Inquiry
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.loss_scale import LossScale
 from dgm_tb.callback.options import Options
+from dgm_tb.callback.passage import Departure
 from dgm_tb.callback.reductions import N_STATISTICS
 from dgm_tb.callback.replay import Before, Rerun, remember
 from dgm_tb.callback.ring import Ring
@@ -82,6 +84,7 @@ class Recorder:
         should_stop: Whether a finding asks the training to stop.
         ring_is_due_for: Why the ring is to be written once the current step is in it, or "".
         step: Number of the current or next step.
+        lag: Steps after which one is looked into: 0 on the CPU, 1 on a device, so that nobody waits for it.
     """
 
     def __init__(
@@ -116,7 +119,12 @@ class Recorder:
         self._modules = list(root.modules())
         self._n_observed, self._weighs = 0, False
         self._weigh_every = max(1, options.window_steps // WEIGHED_PER_WINDOW)
+        self._under_way: deque[Departure] = deque()
+        self._weights_before: list[Tensor] | None = None
         self._can_look = all(parameter.device.type == "cpu" for parameter in self.weights.parameters)
+        self.lag = 0
+        if not self._can_look:
+            self.look_late()
         self._is_closed = False
         self.is_in_step = False
         self._began = self._ended = time.perf_counter()
@@ -125,6 +133,10 @@ class Recorder:
         self._n_fresh = 0
         if self.team is not None:
             self.team.start()
+
+    def look_late(self) -> None:
+        """From now on read nothing of a step before the next one has ended."""
+        self.lag, self._can_look, self.capture.is_late = 1, False, True
 
     @property
     def is_leading(self) -> bool:
@@ -173,8 +185,7 @@ class Recorder:
     def abandon_step(self) -> None:
         """Forget a step that began and never ended: the training skipped the rest of its epoch."""
         if self.is_in_step:
-            self._leave_step()
-            self._attribution = None
+            self._leave_step(0)
 
     @never_raises
     def note_loss(self, name: str, value: Any) -> None:
@@ -206,28 +217,9 @@ class Recorder:
         began = time.perf_counter()
         if not self.is_in_step:
             return
-        step = self._leave_step()
-        row = Row(self.step, global_step, step.losses, is_skipped=step.was_skipped)
-        norms = self.weights.norms() if self._weighs else None
-        if norms is not None and not math.isfinite(float(norms.sum())):
-            step.bad_weights = self.weights.nonfinite_parameters()
-        self._write_attribution()
-        self._inquiry.look_into(step)
-        row.raw = step.row if any(step.row.counts) else None
-        if norms is not None:  # last, since it uses up the copy of the weights before the step
-            row.weights = self.weights.end(norms).numpy()
-        for text in self.weights.take_notes():
-            self.note(text)
-        self.ring.add(step)
-        if self.ring_is_due_for:
-            self.write_ring(self.ring_is_due_for)
-            self.ring_is_due_for = ""
-        if self.team is None:
-            self._windows.add(row)
-        else:
-            self.team.submit()
-            self.team.add(row)
-            self.should_stop = self.should_stop or self.team.agrees_to_stop(row.step)
+        self._under_way.append(self._leave_step(global_step))
+        while len(self._under_way) > self.lag:
+            self._arrive(self._under_way.popleft().arrive())
         self.step += 1
         self._flush_if_due()
         now = time.perf_counter()
@@ -242,7 +234,9 @@ class Recorder:
         """The training raised: look into the step that did not end, and write everything."""
         row = None
         if self.is_in_step:
-            step = self._leave_step()
+            departure = self._leave_step(global_step)
+            self._arrive_all()
+            step = self._judged(departure.arrive())
             row = Row(self.step, global_step, step.losses)
             try:
                 if isinstance(error, Exception):
@@ -266,12 +260,15 @@ class Recorder:
             return
         self._is_closed = True
         self._leave_tracer()
-        for last in self._last_rows(reason, row):
+        self._arrive_all()
+        self.write_ring(reason)
+        if row is not None:
+            self._take_in(row)
+        self._flush()  # before the others are waited for: this process may be killed meanwhile
+        for last in self.team.close(has_failed=reason != "finished") if self.team is not None else ():
             self._windows.add(last)
         for record in self._windows.take(is_last=True):
             self.write(record)
-        if self.is_leading:
-            self.write_ring(reason)
         body = {"reason": reason, "last_step": self.step - 1, "exception": exception}
         self.write(Record("end", self.step, self.step, body))
         self._remove_hooks()
@@ -372,15 +369,64 @@ class Recorder:
 
     # -- inside a step -------------------------------------------------------------------------------------------------
 
-    def _leave_step(self) -> Step:
+    def _leave_step(self, global_step: int) -> Departure:
         self._leave_tracer()
         row = self.capture.end() or _nothing_observed()
         self.capture.listener = self.capture.on_gradient = None
         row.scale = self.loss_scale.scale
         self.is_in_step = False
         self._take_graph()
-        losses, norms = self.vitals.read()
-        return Step(self.step, row, self._before, losses, norms, was_skipped=self.loss_scale.has_skipped())
+        losses, norms = self.vitals.take()
+        attribution, self._attribution = self._attribution, None
+        weight_norms = self.weights.norms() if self._weighs else None
+        squares = weights = None
+        if self.lag:  # the next step begins before this one is looked into
+            squares = self.weights.end(weight_norms, keep=True) if weight_norms is not None else None
+            weights = self.weights.take_before()
+        overflows = self.loss_scale.overflows
+        what = row, self._before, losses, norms, overflows, weight_norms, squares, weights, attribution
+        return Departure(self.step, global_step, *what)
+
+    def _arrive_all(self) -> None:
+        while self._under_way:
+            self._arrive(self._under_way.popleft().arrive())
+
+    def _arrive(self, departure: Departure) -> None:
+        """Look into a step whose numbers are known now, and take it in."""
+        step = self._judged(departure)
+        self.capture.review(step.row)
+        self._inquiry.look_into(step)
+        row = Row(step.step, departure.global_step, step.losses, is_skipped=step.was_skipped)
+        row.raw = step.row if any(step.row.counts) else None
+        if departure.squares is not None:
+            row.weights = departure.squares.numpy()
+        elif departure.weight_norms is not None:  # last, since it uses up the copy of the weights before the step
+            row.weights = self.weights.end(departure.weight_norms).numpy()
+        for text in self.weights.take_notes():
+            self.note(text)
+        self.ring.add(step)
+        if self.ring_is_due_for:
+            self.write_ring(self.ring_is_due_for)
+            self.ring_is_due_for = ""
+        self._take_in(row)
+        if self.team is not None:
+            self.should_stop = self.should_stop or self.team.agrees_to_stop(row.step)
+
+    def _judged(self, departure: Departure) -> Step:
+        """The step as the inquiry looks at it; from now on ``weights_before`` are its own."""
+        self._weights_before = departure.weights
+        if departure.before is not None and self._under_way:
+            departure.before.weights_after = self._under_way[0].weights or None
+        step = Step(departure.step, departure.row, departure.before, departure.losses, departure.norms)  # type: ignore[arg-type]
+        step.was_skipped = any(map(bool, departure.overflows))
+        if departure.weight_norms is not None and not math.isfinite(float(departure.weight_norms.sum())):
+            step.bad_weights = self.weights.nonfinite_parameters()
+        self._write_attribution(departure.attribution)
+        return step
+
+    def weights_before(self) -> list[Tensor]:
+        """The weights before the step that is looked into; empty if they are not known."""
+        return self._weights_before if self._weights_before is not None else self.vitals.secure_weights()
 
     def _leave_tracer(self) -> None:
         tracer, self._tracer = self._tracer, None
@@ -418,35 +464,32 @@ class Recorder:
         scale = 10 ** int(np.log10(self.step / first) + 1e-9)
         return any(self.step == first * scale * m for m in (1, 2, 5)) or (first == 1 and self.step < 10)
 
-    def _write_attribution(self) -> None:
-        attribution, self._attribution = self._attribution, None
+    def _write_attribution(self, attribution: Attribution | None) -> None:
         if attribution is None:
             return
-        for record in attribution.records:
+        for record in attribution.records():
             self.write(record)
         for layer, failure in attribution.failures.items():
             self.note(f"no contributions of {layer} at step {attribution.step}: {failure}")
 
-    def _last_rows(self, reason: str, row: Row | None) -> list[Row]:
-        """Every row that is not in a window yet; ends the team."""
+    def _take_in(self, row: Row) -> None:
         if self.team is None:
-            return [row] if row is not None else []
-        if self.team.has_open_case:
-            self.write_ring(reason)
-        self.team.submit()
-        if row is not None:
+            self._windows.add(row)
+        else:
+            self.team.submit()
             self.team.add(row)
-        return self.team.close(has_failed=reason != "finished")
 
     def _flush_if_due(self) -> None:
         self._n_fresh += 1
-        now = time.monotonic()
-        if now - self._flushed >= FLUSH_SECONDS or self._n_fresh >= FLUSH_ROWS:
-            for row in self.team.rows() if self.team is not None else ():
-                self._windows.add(row)
-            for record in self._windows.take():
-                self.write(record)
-            self._flushed, self._n_fresh = now, 0
+        if time.monotonic() - self._flushed >= FLUSH_SECONDS or self._n_fresh >= FLUSH_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        for row in self.team.rows() if self.team is not None else ():
+            self._windows.add(row)
+        for record in self._windows.take():
+            self.write(record)
+        self._flushed, self._n_fresh = time.monotonic(), 0
 
     def _open(self, folder: Path | None, facts: dict[str, Any]) -> SegmentWriter | None:
         if folder is None:

@@ -162,17 +162,21 @@ def abnormal(make: Callable[[], Any], data: Dataset[Any], **options: Any) -> Cal
     return run
 
 
-class Sharded(Net):
-    """``Net`` whose weights lie half in one process, half in the other (FSDP2)."""
+class Halved(Net):
+    """Weights of which half lie in one process, half in the other (FSDP2)."""
 
     def configure_model(self) -> None:
         for module in (self.features, self.hidden, self.head, self):
             fully_shard(module, mesh=self.device_mesh["data_parallel"])
 
 
-def sharded(folder: Path) -> Seen:
-    strategy = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-    return fit(folder, Sharded, images(), tracker(), strategy=strategy)
+class HalvedLeaping(Halved, Leaping):
+    """The same, with a loss that may overflow."""
+
+
+def sharded() -> dict[str, Any]:
+    """Options of a training of sharded weights."""
+    return {"strategy": ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)}
 
 
 def uneven(folder: Path, *callbacks: L.Callback) -> Seen:
@@ -230,7 +234,8 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "gan_bare": lambda folder: fit(folder, GAN, DATA, max_epochs=4, **UNUSED),
     "unused_watched": lambda folder: unused(folder, tracker()),
     "unused_bare": unused,
-    "sharded": sharded,
+    "sharded": lambda folder: fit(folder, Halved, images(), tracker(), **sharded()),
+    "sharded_overflow": lambda folder: abnormal(HalvedLeaping, images_with(ABNORMAL, 1e4), **sharded())(folder),
     "uneven": lambda folder: uneven(folder, tracker()),
     "overflow": abnormal(Leaping, images_with(ABNORMAL, 1e4)),
     "shuffled": lambda folder: fit(folder, Leaping, images_with(ABNORMAL, 1e4), tracker()),

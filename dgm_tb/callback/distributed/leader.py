@@ -88,6 +88,7 @@ class Leader(Team):
 
     def close(self, *, has_failed: bool) -> list[Row]:
         """Wait a little for what the others still have to say; the steps that are left, merged."""
+        self.submit()
         self._note_unknown()
         with self._lock:
             self._docket.gone(0)

@@ -55,6 +55,7 @@ class Member(Team):
 
     def close(self, *, has_failed: bool) -> list[Row]:
         """Post what is left, and if the training failed, stay until rank 0 has written what was found."""
+        self.submit()
         self._has_failed = has_failed
         self._end(GOODBYE_SECONDS + CONFIRM_SECONDS if has_failed else GOODBYE_SECONDS)
         return []

@@ -63,11 +63,6 @@ class Team:
             self._case = Case(self.rank, self._recorder.step)
         self._case.findings.append(finding)
 
-    @property
-    def has_open_case(self) -> bool:
-        """Whether records are kept for a case."""
-        return self._case is not None
-
     def takes(self, record: Record) -> bool:
         """Whether a record is not to be written now: it belongs to the open case, or this is not rank 0."""
         if self._case is not None:
