@@ -43,7 +43,7 @@ class Attribution:
         self.step = step
         self.selections = selections
         self.unscaled: Callable[[Tensor], Tensor] = lambda gradient: gradient
-        self.records: list[Record] = []
+        self._kept: list[tuple[dict[str, Any], Tensor]] = []
         self.failures: dict[str, str] = {}
         self._by_position = {link.target for link in graph.links if link.kind == "unflatten"}
         self._rules = {key: rule for key, rule in rules.items() if isinstance(key, type)}
@@ -91,7 +91,7 @@ class Attribution:
             self.failures[slot.name] = f"{type(error).__name__}: {error}"
 
     def _keep(self, slot: Slot, direction: str, samples: str, columns: str, matrix: Tensor) -> None:
-        if matrix.numel() > MAX_ENTRIES or not bool(torch.isfinite(matrix).any()):
+        if matrix.numel() > MAX_ENTRIES:
             return
         body = {
             "step": self.step,
@@ -101,8 +101,16 @@ class Attribution:
             "columns": columns,
             "finding": self._finding,
         }
-        values = compact(matrix.float().cpu().numpy())
-        self.records.append(Record("contribution", self.step, self.step, body, {"values": values}))
+        self._kept.append((body, matrix.float()))
+
+    def records(self) -> list[Record]:
+        """The matrices with a finite number in them; waits for the device they are on."""
+        found = [(body, matrix.cpu().numpy()) for body, matrix in self._kept]
+        return [
+            Record("contribution", self.step, self.step, body, {"values": compact(values)})
+            for body, values in found
+            if np.isfinite(values).any()
+        ]
 
 
 def _selected(slot: Slot, position: int | None, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -7,7 +7,7 @@ same hooks become operators of the compiled graph; see ``compiled.py``.
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -50,6 +50,7 @@ class Capture:
         loops: Modules that are called in a loop on their own last output: all their calls in a step are one slot.
         n_modules: Number of modules observed.
         is_active: Whether a step is being observed.
+        is_late: Whether rows are looked at only after the next step: then nothing is read while one is made.
     """
 
     def __init__(self, root: nn.Module) -> None:
@@ -58,7 +59,7 @@ class Capture:
         self.listener: Listener | None = None
         self.on_gradient: Callable[[Slot, Tensor, bool], None] | None = None
         self.loops: set[str] = set()
-        self.is_active = False
+        self.is_active = self.is_late = False
         compiled.never_compile_alone(Local.__call__)
         modules, self.skipped = observable_modules(root)
         self.n_modules = len(modules)
@@ -137,6 +138,14 @@ class Capture:
     def is_finite(self) -> bool:
         """Whether all that was observed in this step so far was finite; may be wrong if it was nearly infinite."""
         return not self.is_active or math.isfinite(float(self._buffer[MIN:].sum()))
+
+    def review(self, row: StepRow) -> None:
+        """Choose pivots from a row on the host, if that was not done when the row was made."""
+        for number, count in enumerate(row.counts) if self.is_late else ():
+            slot = self.slots[number]
+            sums = row.activation[:, slot.columns]
+            if count and _is_power_of_two(slot.n_observed) and needs_pivot(list(sums), count):
+                slot.pivot = _pivot(slot, list(sums), count).to(self._buffer.device, non_blocking=True)
 
     def take_cost(self) -> float:
         """Seconds spent in hooks since the last call."""
@@ -234,8 +243,9 @@ class Capture:
             self._reduce(target, x)
         if not turn:
             slot.n_observed += 1
-            if slot.n_observed & (slot.n_observed - 1) == 0 and not x.is_cuda:  # a power of two
-                self._set_pivot(target, x)
+            if not self.is_late and _is_power_of_two(slot.n_observed) and needs_pivot(target.sums, target.count):
+                slot.pivot = _pivot(slot, target.sums, target.count)
+                self._reduce_apart(target, x, is_further_turn=False)
         self._axis_of[id(output)] = slot.is_last_axis
         if self.listener is not None and not turn:
             self.listener(slot, site.module, inputs, output)
@@ -267,15 +277,6 @@ class Capture:
                 row.copy_(wide, non_blocking=True)
         if slot.pivot is not None:
             self._pivots[target.number] = slot.pivot
-
-    def _set_pivot(self, target: Target, x: Tensor) -> None:
-        """Where the squares have lost the standard deviation, sum once more around the mean."""
-        slot = target.slot
-        if needs_pivot(target.sums, target.count):
-            mean = target.sums[SUM] / target.count
-            pivot = mean if slot.pivot is None else mean + slot.pivot
-            slot.pivot = torch.where(torch.isfinite(pivot), pivot, 0.0)
-            self._reduce_apart(target, x, is_further_turn=False)
 
     def _hook_gradient(self, target: Target, call: int, output: Tensor) -> bool:
         if not output.requires_grad or not target.count:
@@ -362,6 +363,17 @@ def _outputs(module: nn.Module, output: Any) -> Iterable[tuple[str, Tensor]]:
     if type(output) is Tensor and output.is_floating_point() and output.numel() and output.dim():
         return (("", output),)
     return floating_outputs(output, module)
+
+
+def _is_power_of_two(number: int) -> bool:
+    return number & (number - 1) == 0
+
+
+def _pivot(slot: Slot, sums: Sequence[Tensor], count: int) -> Tensor:
+    """What to subtract from a slot's values before they are squared, so that their standard deviation is kept."""
+    mean = sums[SUM] / count
+    pivot = mean if slot.pivot is None else mean + slot.pivot.to(mean.device)
+    return torch.where(torch.isfinite(pivot), pivot, 0.0)
 
 
 def _neurons_of(output: Tensor, is_last_axis: bool) -> int:

@@ -104,7 +104,7 @@ class Inquiry:
         if isinstance(error, torch.OutOfMemoryError):
             return False
         investigator, rerun = self._investigator(), self._recorder.rerun
-        weights = self._recorder.vitals.secure_weights()
+        weights = self._recorder.weights_before()
         finder = investigator.run_again(step, weights, rerun)
         if finder is not None and finder.origin is not None:
             return True
@@ -140,7 +140,7 @@ class Inquiry:
 
     def _on_nonfinite(self, step: Step) -> None:
         recorder = self._recorder
-        verdict = self._investigator().nonfinite(step, recorder.vitals.secure_weights(), recorder.rerun)
+        verdict = self._investigator().nonfinite(step, recorder.weights_before(), recorder.rerun)
         cause, known = step, ""
         earlier = self._earlier_cause(step)
         if earlier is not None and self._is_innocent(step, verdict, earlier):
@@ -217,7 +217,7 @@ class Inquiry:
         normal = _ordinary(verdict, table.n_examples)
         roles = {**dict.fromkeys(normal, "normal"), **dict.fromkeys(abnormal, "abnormal")}
         self._write_samples(step, table, [*abnormal, *normal], roles, finding)
-        if recorder.rerun is None or not recorder.vitals.secure_weights() or not before.is_unchanged():
+        if recorder.rerun is None or not recorder.weights_before() or not before.is_unchanged():
             recorder.note(f"finding {finding}: the step can't be run again, so there are no contributions for it")
             return
         try:
@@ -227,7 +227,7 @@ class Inquiry:
                 found = relevance_records(
                     recorder.root,
                     before,
-                    recorder.vitals.secure_weights(),
+                    recorder.weights_before(),
                     recorder.rerun,
                     slot,
                     verdict.neurons[0],
@@ -273,7 +273,7 @@ class Inquiry:
         chosen.update({"abnormal": abnormal[0]} if abnormal else {})
         chosen.update({"normal": normal[0]} if normal else {})
         attribution = Attribution(step.step, recorder.graph or Graph(), chosen, recorder.options.rules, finding)
-        with as_before(recorder.root, before, recorder.vitals.secure_weights()) as live:
+        with as_before(recorder.root, before, recorder.weights_before()) as live:
             recorder.capture.begin()
             recorder.capture.listener, recorder.capture.on_gradient = attribution.on_forward, attribution.on_gradient
             try:
@@ -285,7 +285,7 @@ class Inquiry:
             finally:
                 recorder.capture.end()
                 recorder.capture.listener = recorder.capture.on_gradient = None
-        for record in attribution.records:
+        for record in attribution.records():
             recorder.write(record)
 
 

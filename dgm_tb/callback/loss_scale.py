@@ -59,9 +59,10 @@ class LossScale:
         """A gradient, or the norm of one, as it would be without the scale."""
         return gradient if self.scale is None else gradient.float() / self.scale.to(gradient.device, non_blocking=True)
 
-    def has_skipped(self) -> bool:
-        """Whether an optimizer step was left out in this step; waits for the device if there was a scaler."""
-        return any(bool(found) for found in self._overflows)
+    @property
+    def overflows(self) -> list[Tensor]:
+        """Of every optimizer step in this step whether it was left out because of an overflow (0-dim, 0 or 1)."""
+        return self._overflows
 
     def _watch_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(original)

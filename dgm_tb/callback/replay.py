@@ -40,6 +40,7 @@ class Before:
         versions: Version counters of the batch's tensors: a batch changed in place can't be replayed.
         random: Random state.
         buffers: The model's buffers.
+        weights_after: The weights that the step led to, if they are not those of now.
     """
 
     step: int
@@ -49,6 +50,7 @@ class Before:
     versions: list[int]
     random: RandomState
     buffers: list["_Buffer"]
+    weights_after: list[Tensor] | None = None
 
     def is_unchanged(self) -> bool:
         """Whether the batch still holds what it held."""
@@ -94,7 +96,7 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
     What runs inside stays on this rank (``alone.py``).
 
     Yields:
-        ``id(parameter)`` -> its weights as they were on entering.
+        ``id(parameter)`` -> the weights that the step really led to.
     """
     live_random = RandomState()
     parameters = list(root.parameters())
@@ -111,7 +113,8 @@ def as_before(root: nn.Module, before: Before, weights: list[Tensor]) -> Iterato
             buffer.put_back()
         before.random.restore()
         with torch.enable_grad(), torch.autograd.set_detect_anomaly(False), alone(root):
-            yield {id(parameter): live for parameter, live in zip(parameters, live_weights, strict=True)}
+            after = before.weights_after or live_weights
+            yield {id(parameter): led_to for parameter, led_to in zip(parameters, after, strict=True)}
     finally:
         for module, saved in attributes:
             _restore_attributes(module, saved)

@@ -12,6 +12,7 @@ from dgm_tb.callback.loss_scale import LossScale
 from dgm_tb.callback.weights import WeightWatch
 
 Numbers = dict[str, float]
+Measured = dict[str, Tensor | float]
 
 
 class Vitals:
@@ -28,7 +29,7 @@ class Vitals:
     def __init__(self, weights: WeightWatch, loss_scale: LossScale) -> None:
         self._weights = weights
         self._loss_scale = loss_scale
-        self._losses: dict[str, Tensor | float] = {}
+        self._losses: Measured = {}
         self._gradients: dict[str, Tensor] = {}
         self._norms: Numbers = {}
         self._own = {id(parameter) for parameter in weights.parameters}
@@ -75,6 +76,10 @@ class Vitals:
             norms = torch.stack(list(self._gradients.values())).tolist()
             self._norms = dict(zip(self._gradients, norms, strict=True))
         return losses, self._norms
+
+    def take(self) -> tuple[Measured, Measured]:
+        """Losses and gradient norms noted in this step; those on a device are not waited for."""
+        return self._losses, {**self._gradients, **self._norms}
 
     def secure_weights(self) -> list[Tensor]:
         """The weights before this step, copied now if that has not been done; empty if it is too late for it."""

@@ -141,6 +141,11 @@ class WeightWatch:
         """The weights before the step in the order of ``parameters``; empty if they are not all known."""
         return self._copies if self.has_copy and self._is_whole else []
 
+    def take_before(self) -> list[Tensor]:
+        """``before``, which from now on belongs to the caller."""
+        before, self._copies, self._places, self.has_copy = self.before, [], [], False
+        return before
+
     def _copy(self) -> None:
         if not self.keeps_copy or self._lazy:
             return
@@ -162,11 +167,12 @@ class WeightWatch:
             self._now = [*self._local(range(len(self.parameters))), *self._compute()]
             return _joined([incoming.norms(self._now) for incoming in self._finder.found])
 
-    def end(self, norms: Tensor) -> Tensor:
+    def end(self, norms: Tensor, *, keep: bool = False) -> Tensor:
         """Measure the step's change; the copy of the weights before it is used up by that.
 
         Args:
             norms: What ``norms`` gave after the step.
+            keep: Leave the copy as it is, at the cost of a further one.
 
         Returns:
             Sums of squares of every neuron's incoming weights ``[3, neurons]``: after the step, of its change, before
@@ -176,13 +182,14 @@ class WeightWatch:
         now, self._now = self._now, []
         if not self.has_copy or not self._finder.found:
             return torch.stack([norms, *[torch.full_like(norms, float("nan"))] * 2]).square_()
-        self.has_copy = False
+        self.has_copy = keep
         with torch.no_grad():
             before, norms_before, changes = self._by_number(), [], []
             for incoming in self._finder.found:  # one after the other, so that each is in the cache all the while
                 norms_before.append(incoming.norms(before))
                 for part in incoming.parts:
-                    before[part.number] = wide(before[part.number]).sub_(now[part.number])
+                    old = wide(before[part.number])
+                    before[part.number] = old - now[part.number] if keep else old.sub_(now[part.number])
                 changes.append(incoming.norms(before))
         return torch.cat([norms, _joined(changes + norms_before)]).square_().view(3, -1)
 
@@ -273,10 +280,10 @@ def _by_reason(reasons: Mapping[str, str]) -> Iterable[tuple[str, str]]:
 
 
 def _joined(norms: list[Tensor]) -> Tensor:
-    """All in one tensor, in the memory of the host."""
+    """All in one tensor, on their device; on the host if they have several."""
     if len({part.device for part in norms}) > 1:
         norms = [part.cpu() for part in norms]
-    return torch.cat(norms).cpu() if norms else torch.zeros(0)
+    return torch.cat(norms) if norms else torch.zeros(0)
 
 
 def _n_bytes(parameter: Tensor) -> int:
