@@ -160,7 +160,8 @@ def relevance_records(
     source = main_input(before.batch)
     records = []
     with as_before(root, before, weights) as live:
-        mode = RelevanceMode(root, source, rules=rules, stop_after=target.name)
+        sources = None if source is None and not before.inputs else {"": source, **before.inputs}
+        mode = RelevanceMode(root, sources, rules=rules, stop_after=target.name)
         with mode:
             rerun(before.batch, before.batch_idx, live)
         for number, position in enumerate(examples):
@@ -168,14 +169,20 @@ def relevance_records(
                 relevance = mode.propagate(target.name, neuron, examples=[position])
             except ValueError:  # not finite for this example
                 continue
-            record = _relevance_record(before.step, relevance, target, neuron, position, slots)
+            record = _relevance_record(before.step, relevance, target, neuron, position, slots, source)
             body = {**record.body, "finding": finding, "sample": number, "role": role_of(position)}
             records.append(Record("relevance", before.step, before.step, body, record.arrays))
     return records
 
 
 def _relevance_record(
-    step: int, relevance: Relevance, target: Slot, neuron: int, position: int, slots: Sequence[Slot]
+    step: int,
+    relevance: Relevance,
+    target: Slot,
+    neuron: int,
+    position: int,
+    slots: Sequence[Slot],
+    source: Tensor | None,
 ) -> Record:
     by_name = {slot.name: slot for slot in slots}
     layers: list[tuple[str, int, int]] = []
@@ -190,7 +197,7 @@ def _relevance_record(
         layers.append((name, offset, len(per_neuron)))
         parts.append(per_neuron.cpu().numpy())
         offset += len(per_neuron)
-    maps = next(iter(relevance.inputs.values()), None)
+    maps = _input_map(relevance, position, source)
     total = relevance.total or 1.0
     leak = {**relevance.leaked, **relevance.stopped, "noise": relevance.noise}
     body = {
@@ -205,5 +212,13 @@ def _relevance_record(
     }
     arrays = {"values": np.concatenate(parts) if parts else np.zeros(0, np.float32)}
     if maps is not None:
-        arrays["input"] = thinned(maps[position : position + 1].detach().float())[0].cpu().numpy()
+        arrays["input"] = thinned(maps[None].detach().float())[0].cpu().numpy()
     return Record("relevance", step, step, body, arrays)
+
+
+def _input_map(relevance: Relevance, position: int, source: Tensor | None) -> Tensor | None:
+    """Relevance of one example's input, in the shape of the example where the model got it flattened."""
+    maps = [of_input[position] for of_input in relevance.inputs.values() if of_input.dim() and position < len(of_input)]
+    if maps and source is not None and maps[0].numel() == source[0].numel() and 1 in (maps[0].dim(), source[0].dim()):
+        return maps[0].reshape(source[0].shape)
+    return maps[0] if maps else None

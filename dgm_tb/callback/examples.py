@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dgm_tb.callback.nested import tensors_in
+from dgm_tb.callback.patch import Patch
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,31 +29,32 @@ class SamplerObserver:
     """
 
     def __init__(self) -> None:
-        self._original: Any = None
+        self._patch: Patch | None = None
         self._drawn: dict[int, deque[list[int] | None]] = {}
 
     @property
     def is_installed(self) -> bool:
         """Whether it observes now."""
-        return self._original is not None
+        return self._patch is not None
 
     def install(self) -> None:
         """Start to observe. Safe to call twice."""
-        original = DataLoader.__dict__.get("_index_sampler")
-        if self._original is not None or not isinstance(original, property) or original.fget is None:
-            return
-        self._original, get, drawn = original, original.fget, self._drawn
+        if self._patch is None and isinstance(DataLoader.__dict__.get("_index_sampler"), property):
+            self._patch = Patch(DataLoader, "_index_sampler", self._observed)
+
+    def _observed(self, original: Any) -> property:
+        get, drawn = original.fget, self._drawn
 
         def observed(loader: DataLoader[Any]) -> Any:
-            return _ObservedSampler(get(loader), lambda indices: drawn.__setitem__(id(loader), indices))
+            return ObservedSampler(get(loader), lambda indices: drawn.__setitem__(id(loader), indices))
 
-        DataLoader._index_sampler = property(observed)  # type: ignore[assignment,method-assign]
+        return property(observed)
 
     def remove(self) -> None:
         """Stop to observe. Safe to call twice."""
-        if self._original is not None:
-            DataLoader._index_sampler = self._original  # type: ignore[method-assign]
-            self._original = None
+        if self._patch is not None:
+            self._patch.remove()
+            self._patch = None
         self._drawn.clear()
 
     def next_batch(self, loaders: Sequence[Any], size: int | None) -> list[int] | None:
@@ -74,25 +76,30 @@ class SamplerObserver:
         return found if found is not None and (size is None or len(found) == size) else None
 
 
-class _ObservedSampler:
-    """A sampler that tells which indices it hands out; otherwise the sampler it wraps."""
+class ObservedSampler:
+    """A sampler that tells which indices it hands out; otherwise the sampler it wraps.
+
+    Args:
+        sampler: The sampler.
+        start: Gets, at the start of each iteration, the queue of what it will have handed out.
+    """
 
     def __init__(self, sampler: Any, start: Callable[[deque[list[int] | None]], None]) -> None:
-        self._sampler = sampler
+        self.wrapped = sampler
         self._start = start
 
     def __iter__(self) -> Iterator[Any]:
         drawn: deque[list[int] | None] = deque(maxlen=100_000)
         self._start(drawn)
-        for indices in self._sampler:
+        for indices in self.wrapped:
             drawn.append(_as_indices(indices))
             yield indices
 
     def __len__(self) -> int:
-        return len(self._sampler)
+        return len(self.wrapped)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._sampler, name)
+        return getattr(self.wrapped, name)
 
 
 def _as_indices(drawn: Any) -> list[int] | None:

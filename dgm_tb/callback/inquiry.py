@@ -9,8 +9,9 @@ import torch
 
 from dgm_tb.algorithms.outliers import OUTLIER_RATIO
 from dgm_tb.callback.attribution import Attribution, relevance_records
+from dgm_tb.callback.example_table import ExampleTable
 from dgm_tb.callback.examples import axes_of, labels, main_input, thinned
-from dgm_tb.callback.investigate import ExampleTable, Investigator, Step, Verdict
+from dgm_tb.callback.investigate import Investigator, Step, Verdict
 from dgm_tb.callback.replay import as_before
 from dgm_tb.callback.verdicts import nonfinite_finding, outlier_finding, spike_finding
 from dgm_tb.graph import Graph
@@ -140,7 +141,8 @@ class Inquiry:
 
     def _on_nonfinite(self, step: Step) -> None:
         recorder = self._recorder
-        verdict = self._investigator().nonfinite(step, recorder.weights_before(), recorder.rerun)
+        weights = recorder.weights_before()
+        verdict = self._investigator().nonfinite(step, weights, recorder.rerun, recorder.trace)
         cause, known = step, ""
         earlier = self._earlier_cause(step)
         if earlier is not None and self._is_innocent(step, verdict, earlier):

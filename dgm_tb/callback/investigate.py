@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgm_tb.algorithms.outliers import OUTLIER_RATIO, Outliers, outlying_examples, worst_neurons
+from dgm_tb.algorithms.outliers import OUTLIER_RATIO, Outliers, worst_neurons
 from dgm_tb.callback.capture import Capture
-from dgm_tb.callback.examples import largest_per_example, main_input
+from dgm_tb.callback.example_table import ExampleTable
 from dgm_tb.callback.reductions import MAX, MIN
 from dgm_tb.callback.replay import Before, Origin, OriginFinder, Rerun, bad_gradient_rows, find_origin
 from dgm_tb.callback.slots import Slot
@@ -93,19 +93,23 @@ class Investigator:
         self.capture = capture
         self.slots = capture.slots
 
-    def nonfinite(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> Verdict:
+    def nonfinite(self, step: Step, weights: list[Tensor], rerun: Rerun | None, trace: Trace) -> Verdict:
         """Find where a step's first NaN or Inf came from.
 
         Args:
             step: The step.
             weights: The weights before it; empty if they were not kept.
             rerun: Runs it again; None if that is impossible.
+            trace: The DAG.
         """
         table = ExampleTable(step, self.slots)
         finder = self.run_again(step, weights, rerun)
         if finder is not None and finder.origin is not None:
             return self._from_origin(step, finder, finder.origin, table)
-        return self._from_row(step, table, self.bad_gradient_rows(step, weights, rerun))
+        verdict = self._from_row(step, table, self.bad_gradient_rows(step, weights, rerun))
+        if finder is not None and verdict.symptom == "forward" and verdict.positions:
+            self._blame_feeder(verdict, step, table, trace)
+        return verdict
 
     def run_again(self, step: Step, weights: list[Tensor], rerun: Rerun | None) -> OriginFinder | None:
         """Run a step again up to its first NaN or Inf; None if that is impossible. Arguments as of ``nonfinite``."""
@@ -129,12 +133,12 @@ class Investigator:
         outliers = table.outliers()
         if not outliers.positions:
             return None
-        slot = self._amplified(trace, table, outliers) or table.slot(outliers.layer)
+        slot = self._amplified(trace, table, outliers)[0] or table.slot(outliers.layer)
         verdict = Verdict(step.step, "outlier", everywhere=False)
         self._blame(verdict, step, table, outliers, slot)
         return verdict
 
-    def _from_origin(self, step: Step, finder: OriginFinder, origin: Origin, table: "ExampleTable") -> Verdict:
+    def _from_origin(self, step: Step, finder: OriginFinder, origin: Origin, table: ExampleTable) -> Verdict:
         verdict = Verdict(step.step, "forward" if origin.bad.dim() else "loss", op=origin.op)
         node = finder.trace.nodes.get(origin.node)
         own = next((slot for slot in self.slots if node is not None and slot.name == node.layer), None)
@@ -154,7 +158,7 @@ class Investigator:
             verdict.modules.insert(0, place)
         return verdict
 
-    def _from_row(self, step: Step, table: "ExampleTable", gradient_rows: Mapping[str, list[int]]) -> Verdict:
+    def _from_row(self, step: Step, table: ExampleTable, gradient_rows: Mapping[str, list[int]]) -> Verdict:
         """Without a replay, or when the forward pass is finite: what the recorded numbers say.
 
         Args:
@@ -171,7 +175,8 @@ class Investigator:
         else:
             first = next(iter(gradient_rows), "")
             bad = self._bad_gradients(step) or [slot for slot in self.slots if slot.name == first]
-            verdict = Verdict(step.step, "backward" if bad else "weights")
+            has_bad_norm = not np.isfinite(list(step.gradient_norms.values())).all()
+            verdict = Verdict(step.step, "backward" if bad or has_bad_norm else "weights")
             slot = bad[-1] if bad else self._slot_of(self._worst_parameter(step)) or table.slot(outliers.layer)
             if not np.isfinite(list(step.losses.values())).all():
                 verdict.symptom = "loss"
@@ -187,7 +192,7 @@ class Investigator:
         self,
         verdict: Verdict,
         step: Step,
-        table: "ExampleTable",
+        table: ExampleTable,
         outliers: Outliers,
         slot: Slot | None,
         rows: Sequence[int] = (),
@@ -210,6 +215,20 @@ class Investigator:
         if first is not None and outliers.positions and first.module != verdict.module:
             verdict.modules.append(first.module)
 
+    def _blame_feeder(self, verdict: Verdict, step: Step, table: ExampleTable, trace: Trace) -> None:
+        """No module failed by itself, so what went into the failing one did: blame the layer that it was made of."""
+        node = next((node.id for node in trace.nodes.values() if node.layer == verdict.layer), "")
+        feeders = [slot for parent in trace.inputs_of.get(node, []) for slot in self._upstream(trace, parent)]
+        finite = [slot for slot in feeders if step.row.extremes_finite(slot)]
+        if not finite:
+            return
+        outliers, victim = table.outliers(), verdict.module
+        slot, op = self._amplified(trace, table, outliers)
+        if slot not in finite:
+            slot, op = max(finite, key=lambda slot: table.ratio(slot, verdict.positions[0])), ""
+        verdict.op, verdict.modules = op, [victim]
+        self._blame(verdict, step, table, outliers, slot)
+
     def _bad_rows(self, own: Slot | None, bad: Tensor, n_examples: int) -> list[int]:
         """The examples at which an output is not finite, of a layer or else a function; [] if that can't be told."""
         axes = [axis for axis, size in enumerate(bad.shape[:2]) if size == n_examples]
@@ -220,7 +239,7 @@ class Investigator:
         return [int(n) for n in torch.nonzero(bad.movedim(axes[0], 0).reshape(n_examples, -1).any(1))]
 
     def _suspect(
-        self, own: Slot | None, finder: OriginFinder, origin: Origin, table: "ExampleTable", outliers: Outliers
+        self, own: Slot | None, finder: OriginFinder, origin: Origin, table: ExampleTable, outliers: Outliers
     ) -> Slot | None:
         """The layer whose output, finite but extreme, made the function fail; or the layer that failed itself."""
         if own is not None and any(True for _ in self.leaves[own.module].parameters()):
@@ -232,8 +251,8 @@ class Investigator:
         worst = outliers.positions[0] if outliers.positions else None
         return max(found, key=lambda slot: table.ratio(slot, worst)) if len(found) > 1 else found[0]
 
-    def _amplified(self, trace: Trace, table: "ExampleTable", outliers: Outliers) -> Slot | None:
-        """The out-of-line layer that feeds the most violent function of the DAG."""
+    def _amplified(self, trace: Trace, table: ExampleTable, outliers: Outliers) -> tuple[Slot | None, str]:
+        """The out-of-line layer that feeds the most violent function of the DAG, and that function."""
         worst = outliers.positions[0]
         for op in _AMPLIFIERS:
             fed = [
@@ -245,8 +264,8 @@ class Investigator:
                 if table.ratio(slot, worst) >= OUTLIER_RATIO
             ]
             if fed:
-                return max(fed, key=lambda slot: table.ratio(slot, worst))
-        return None
+                return max(fed, key=lambda slot: table.ratio(slot, worst)), op
+        return None, ""
 
     def _upstream(self, trace: Trace, node: str) -> list[Slot]:
         """The nearest layers at or above a node that have weights (or, lacking those, neurons)."""
@@ -287,80 +306,10 @@ class Investigator:
         return next((slot for slot in self.slots if slot.module == module), None)
 
 
-class ExampleTable:
-    """Largest ``|value|`` of every example of a step, in the input and in every layer.
-
-    Attributes:
-        n_examples: Number of examples; 0 if unknown.
-    """
-
-    def __init__(self, step: Step, slots: Sequence[Slot]) -> None:
-        rows: list[tuple[Slot | None, Array]] = []
-        source = main_input(step.before.batch) if step.before is not None else None
-        if source is not None and source.is_floating_point():
-            rows.append((None, largest_per_example(source)))
-        self.n_examples = len(rows[0][1]) if rows else _common_length(step.row.examples)
-        for number, largest in step.row.examples.items():
-            if len(largest) == self.n_examples:
-                values = largest.cpu().numpy().astype(np.float64)
-                rows.append((slots[number], np.where(np.isfinite(values), values, np.inf)))
-        self._rows = rows
-
-    def outliers(self) -> Outliers:
-        """Examples out of line, judged by the input and the layers before the first non-finite one."""
-        rows = self._rows
-        stop = next((n for n, (slot, v) in enumerate(rows) if slot is not None and not np.isfinite(v).all()), len(rows))
-        chosen = [values for _, values in rows[:stop]]
-        return outlying_examples(np.stack(chosen) if chosen else np.zeros((0, 0)))
-
-    def slot(self, number: int) -> Slot | None:
-        """The slot of a row; the first layer if the row is the input."""
-        rows = [slot for slot, _ in self._rows[number:] if slot is not None]
-        return rows[0] if rows else None
-
-    def name(self, number: int) -> str:
-        """Name of a row: ``input`` or the slot's."""
-        slot = self._rows[number][0] if number < len(self._rows) else None
-        return slot.name if slot is not None else "input"
-
-    def values(self, slot: Slot) -> Array | None:
-        """The row of a slot ``[examples]``."""
-        return next((values for known, values in self._rows if known is slot), None)
-
-    def by_layer(self, positions: Sequence[int]) -> tuple[list[str], Array]:
-        """Names of all layers known here, and the values of some examples ``[examples, layers]``."""
-        rows = [(slot.name, values[list(positions)]) for slot, values in self._rows if slot is not None]
-        return [name for name, _ in rows], np.stack([v for _, v in rows], 1) if rows else np.zeros((len(positions), 0))
-
-    def ratio(self, slot: Slot, position: int | None) -> float:
-        """How far the example at ``position`` (or else the strongest one) stands out in a layer; 0 if unknown."""
-        values = self.values(slot)
-        if values is None or not len(values):
-            return 0.0
-        finite = values[np.isfinite(values)]
-        center = float(np.median(finite)) if len(finite) else 0.0
-        value = float(values.max()) if position is None else float(values[position])
-        return value / max(center, 1e-12)
-
-    def is_spoilt_since(self, earlier: "ExampleTable") -> bool:
-        """Whether ordinary examples get far stronger answers than then: weights were spoilt (or nothing is known)."""
-        pairs = [(values, earlier.values(slot)) for slot, values in self._rows if slot is not None]
-        return not pairs or any(
-            np.median(now) >= OUTLIER_RATIO * max(float(np.median(then)), 1e-12)
-            for now, then in pairs
-            if then is not None and len(then) and len(now)
-        )
-
-
 def _median(values: Array) -> float:
     """The median of the finite values; Inf if there are none."""
     finite = values[np.isfinite(values)]
     return float(np.median(finite)) if len(finite) else math.inf
-
-
-def _common_length(examples: Mapping[int, Tensor]) -> int:
-    lengths = [len(largest) for largest in examples.values()]
-    return max(set(lengths), key=lengths.count) if lengths else 0
 
 
 def _extremes(row: StepRow, slot: Slot) -> Array:

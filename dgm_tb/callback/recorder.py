@@ -148,6 +148,16 @@ class Recorder:
         """Whether records go to the disk."""
         return self._writer is not None
 
+    @property
+    def before(self) -> Before | None:
+        """What the newest step started from."""
+        return self._before
+
+    @property
+    def tracer(self) -> Tracer | None:
+        """Traces the current step, or None."""
+        return self._tracer
+
     @never_raises
     def begin_step(self, batch: Any, batch_idx: int, indices: list[int] | None) -> None:
         """Start observing a step.

@@ -7,7 +7,7 @@ training flags. Whoever runs the step (``Rerun``) keeps the optimizers from step
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -41,6 +41,7 @@ class Before:
         random: Random state.
         buffers: The model's buffers.
         weights_after: The weights that the step led to, if they are not those of now.
+        inputs: Further tensors that come from outside the model, by name: what a plain loop calls it with.
     """
 
     step: int
@@ -51,10 +52,23 @@ class Before:
     random: RandomState
     buffers: list["_Buffer"]
     weights_after: list[Tensor] | None = None
+    inputs: dict[str, Tensor] = field(default_factory=dict)
 
     def is_unchanged(self) -> bool:
-        """Whether the batch still holds what it held."""
-        return self.versions == [tensor._version for tensor in tensors_in(self.batch)]
+        """Whether the batch and the inputs still hold what they held."""
+        return self.versions == [tensor._version for tensor in tensors_in((self.batch, self.inputs))]
+
+    def replace_batch(self, batch: Any, indices: list[int] | None) -> None:
+        """Take another batch for the step's: a plain loop names it when the step ends."""
+        versions = [tensor._version for tensor in tensors_in((batch, self.inputs))]
+        if self.is_unchanged():
+            self.versions = versions
+        self.batch, self.indices = batch, indices
+
+    def add_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Note further tensors from outside."""
+        self.inputs |= inputs
+        self.versions += [tensor._version for tensor in inputs.values()]
 
 
 def remember(step: int, batch: Any, batch_idx: int, indices: list[int] | None, modules: Iterable[nn.Module]) -> Before:
@@ -251,6 +265,7 @@ def find_origin(
     """
     with as_before(root, before, weights) as live:
         finder = OriginFinder(root, leaves, before.batch)
+        finder.note_inputs(before.inputs)
         try:
             with finder:
                 rerun(before.batch, before.batch_idx, live)

@@ -1,12 +1,22 @@
-"""Runs a LightningModule's ``training_step`` again without any of its effects on the training."""
+"""Runs a step again without any of its effects on the training: a ``training_step``, or the calls of a plain loop."""
 
 import inspect
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
+from torch.utils.weak import WeakIdKeyDictionary
+
+from dgm_tb.callback.examples import RandomState
+from dgm_tb.callback.loop_models import unwrapped
+from dgm_tb.callback.nested import tensors_in
+
+MAX_EVENTS = 64
+"""So many calls of a loop's step can be made again."""
 
 
 class LightningRerun:
@@ -91,3 +101,112 @@ class _StillScheduler:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._scheduler, name)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """A tensor that an earlier call of the step gave: the number of that event, and of the tensor in its output."""
+
+    event: int
+    number: int
+
+
+@dataclass
+class _Call:
+    """One call that a loop made, with all that is needed to make it again; tensors of earlier calls as ``_Output``."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    random: RandomState
+    autocast: list[tuple[str, torch.dtype, bool]]
+
+    def again(self, outputs: Mapping[int, list[Tensor]]) -> list[Tensor]:
+        """Make it; ``outputs`` are those of earlier events."""
+        args, kwargs = tree_map_only(_Output, lambda o: outputs[o.event][o.number], (self.args, self.kwargs))
+        self.random.restore()
+        with ExitStack() as stack:
+            for device, dtype, is_on in self.autocast:
+                stack.enter_context(torch.autocast(device, dtype, enabled=is_on))
+            return list(tensors_in(self.module(*args, **kwargs)))
+
+
+_Events = list[_Call | list[Tensor]]
+"""The calls of a step, and between them the parameters of each optimizer that stepped."""
+
+
+class LoopRerun:
+    """Makes the calls of a plain loop's step again, each on what it got.
+
+    What the loop computes between and after its calls is not run again: neither its loss nor its backward pass. Between
+    two calls, parameters get the weights that their optimizer's step led to; if it made several in one step, those
+    after the last one.
+
+    Args:
+        quiet: Makes a context in which nobody takes these calls for the loop's.
+    """
+
+    def __init__(self, quiet: Callable[[], AbstractContextManager[None]]) -> None:
+        self._quiet = quiet
+        self._of_step: dict[int, _Events] = {}
+        self.begin(-1)
+
+    def begin(self, step: int) -> None:
+        """Begin a step; on a device, the one before may still have to be run again."""
+        self._events: _Events = []
+        self._of_step = {number: events for number, events in self._of_step.items() if number == step - 1}
+        self._of_step[step] = self._events
+        self._made_by: MutableMapping[Tensor, tuple[_Output, int]] = WeakIdKeyDictionary()
+
+    def note_call(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], random: RandomState | None
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Note a call that is about to be made, unless there were very many already.
+
+        Args:
+            module: What is called.
+            args: With this.
+            kwargs: And this.
+            random: Random state, if it is known.
+
+        Returns:
+            The arguments as they are kept: of tensors from outside, without the graph that they come from (which would
+            be kept, too); tensors of earlier calls are left out.
+        """
+        args, kwargs = tuple(map(self._kept, args)), {key: self._kept(value) for key, value in kwargs.items()}
+        if len(self._events) < MAX_EVENTS:
+            kinds = {"cpu", *(tensor.device.type for tensor in tensors_in((args, kwargs)))}
+            autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
+            self._events.append(_Call(unwrapped(module), args, kwargs, random or RandomState(), autocast))
+        return args, kwargs
+
+    def note_output(self, output: Any) -> None:
+        """Note what the last call gave."""
+        event = len(self._events) - 1
+        if event < MAX_EVENTS - 1:
+            for number, tensor in enumerate(tensors_in(output)):
+                self._made_by[tensor] = _Output(event, number), tensor._version
+
+    def note_step(self, parameters: list[Tensor]) -> None:
+        """Note that an optimizer steps."""
+        self._events.append(parameters)
+
+    def __call__(self, batch: Any, batch_idx: int, live: Mapping[int, Tensor]) -> None:
+        """Make the calls again of the step of the number ``batch_idx``; see ``replay.Rerun``."""
+        outputs: dict[int, list[Tensor]] = {}
+        with self._quiet():
+            for number, event in enumerate(self._of_step[batch_idx]):
+                if isinstance(event, _Call):
+                    outputs[number] = event.again(outputs)
+                else:
+                    for parameter in event:
+                        if id(parameter) in live:
+                            parameter.data.copy_(live[id(parameter)])
+
+    def _kept(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return tree_map_only(Tensor, self._kept, value)
+        output, version = self._made_by.get(value, (None, 0))
+        if output is not None and value._version == version:
+            return output
+        return value.detach() if value.requires_grad else value

@@ -18,6 +18,7 @@ from dgm_tb.callback.axes import kept_axes
 from dgm_tb.callback.callers import calling_site
 from dgm_tb.callback.local import Local
 from dgm_tb.callback.loops import is_upstream
+from dgm_tb.callback.modes import put_below, take_out
 from dgm_tb.callback.nested import named_tensors, tensors_in
 from dgm_tb.callback.slots import floating_outputs
 from dgm_tb.callback.trace import Trace
@@ -71,6 +72,7 @@ class Tracer(TorchFunctionMode):
     Attributes:
         trace: What was seen so far.
         failure: Why tracing stopped before the end, or "".
+        is_aside: Whether what runs now is no part of the step.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Tracer(TorchFunctionMode):
         self._path: list[str] = [""]
         self._depth = 0
         self._suspended = 0
+        self.is_aside = False
         self._rank: dict[str, int] = {}
         self._n_named: dict[str, int] = {}
         self._last_call: dict[str, tuple[str, int]] = {}
@@ -108,11 +111,12 @@ class Tracer(TorchFunctionMode):
         self._handles.append(register_optimizer_step_post_hook(self._resume))
         self._stance = torch.compiler.set_stance("force_eager")
         self._stance.__enter__()
-        return super().__enter__()  # type: ignore[no-any-return,no-untyped-call]
+        put_below(self)
+        return self
 
     def __exit__(self, *exception: Any) -> None:
         """Stop tracing and remove every hook."""
-        super().__exit__(*exception)  # type: ignore[no-untyped-call]
+        take_out(self)
         if self._stance is not None:
             self._stance.__exit__(None, None, None)
         for handle in self._handles:
@@ -130,6 +134,10 @@ class Tracer(TorchFunctionMode):
             self._try(self._after_function, func, sources, args, kwargs, output)
         return output
 
+    def note_inputs(self, inputs: Mapping[str, Tensor]) -> None:
+        """Take tensors as inputs of the model, by name, where they are not known yet."""
+        self._inputs = {id(tensor): (name, tensor) for name, tensor in inputs.items()} | self._inputs
+
     def node_of(self, tensor: Tensor) -> str | None:
         """Id of the node that made ``tensor``, if it was traced."""
         made_by = self._made_by.get(tensor)
@@ -144,7 +152,7 @@ class Tracer(TorchFunctionMode):
     @property
     def _is_tracing(self) -> bool:
         """Not inside a leaf module, an optimizer, or a backward pass that recomputes activations."""
-        is_outside = not self._depth and not self._suspended and not self.failure
+        is_outside = not self._depth and not self._suspended and not self.failure and not self.is_aside
         return is_outside and torch._C._current_graph_task_id() == -1
 
     def _try(self, method: Callable[..., _T], *args: Any) -> _T | None:

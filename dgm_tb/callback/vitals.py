@@ -32,14 +32,15 @@ class Vitals:
         self._losses: Measured = {}
         self._gradients: dict[str, Tensor] = {}
         self._norms: Numbers = {}
-        self._own = {id(parameter) for parameter in weights.parameters}
+        self._names = dict(zip(map(id, weights.parameters), weights.names, strict=True))
+        self._measured: dict[str, Tensor] = {}
         self._n_stepped = 0
         self.steps_often = False
         self._handle = register_optimizer_step_post_hook(self._on_optimizer_step)
 
     def begin(self) -> None:
         """Begin a step."""
-        self._losses, self._gradients, self._norms = {}, {}, {}
+        self._losses, self._gradients, self._norms, self._measured = {}, {}, {}, {}
         self._n_stepped = 0
 
     def remove(self) -> None:
@@ -56,7 +57,7 @@ class Vitals:
             self._losses[name] = float(value)
 
     def note_gradients(self, parameters: Sequence[Tensor], *, are_scaled: bool, if_bad: bool = False) -> None:
-        """Note the norms of the gradients of these parameters as they are now.
+        """Note the norms of the gradients of these parameters as ``measure_gradients`` saw them, else as they are now.
 
         Args:
             parameters: Of an optimizer that is about to step.
@@ -65,9 +66,18 @@ class Vitals:
         """
         if if_bad and self._weights.gradients_are_finite(parameters):
             return
-        norms = self._weights.gradient_norms(parameters)
+        names = {id(parameter): self._names.get(id(parameter), "") for parameter in parameters}
+        measured = {name: self._measured.pop(name) for name in names.values() if name in self._measured}
+        others = [parameter for parameter in parameters if names[id(parameter)] not in measured]
+        norms = self._weights.gradient_norms(others)
         self._gradients |= {n: self._loss_scale.divided(norms[n]) for n in norms} if are_scaled else norms
+        self._gradients |= measured
         self._norms = {}
+
+    def measure_gradients(self) -> None:
+        """Measure all gradients at the end of a backward pass: before a plain loop clips them."""
+        norms = self._weights.gradient_norms(self._weights.parameters)
+        self._measured = {name: self._loss_scale.divided(norm) for name, norm in norms.items()}
 
     def read(self) -> tuple[Numbers, Numbers]:
         """Losses and gradient norms noted so far; waits for the device they are on."""
@@ -88,7 +98,7 @@ class Vitals:
         return self._weights.before
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if any(id(parameter) in self._own for group in optimizer.param_groups for parameter in group["params"][:1]):
+        if any(id(parameter) in self._names for group in optimizer.param_groups for parameter in group["params"][:1]):
             self._n_stepped += 1
             self.steps_often = self.steps_often or self._n_stepped > 1
 
