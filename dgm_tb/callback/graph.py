@@ -7,7 +7,7 @@ from torch import nn
 
 from dgm_tb.callback.links import MATRIX_TYPES, SAME_CHANNELS_MODULES, LinkFinder
 from dgm_tb.callback.loops import folded
-from dgm_tb.callback.slots import Slot
+from dgm_tb.callback.slots import Slot, type_name
 from dgm_tb.callback.trace import Trace
 from dgm_tb.graph import Graph, Weight
 
@@ -30,7 +30,7 @@ def build_graph(
     graph = Graph(
         nodes=nodes,
         edges=pruned.edges,
-        modules={path: type(module).__name__ for path, module in root.named_modules() if path},
+        modules={path: type_name(module) for path, module in root.named_modules() if path},
         layers=[slot.to_layer() for slot in slots],
         weights=list(weights),
         unrecorded=dict(unrecorded),

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from dgm_tb.callback.axes import example_axis
 from dgm_tb.graph import Layer
@@ -83,6 +84,12 @@ class Slot:
     def to_layer(self) -> Layer:
         """The slot as the graph record tells of it."""
         return Layer(self.name, self.module, self.type, self.neurons, self.offset, list(self.shape))
+
+
+def type_name(module: nn.Module) -> str:
+    """Class name of a module, without what weight or spectral normalisation put in front of it."""
+    name = type(module).__name__
+    return name.removeprefix("Parametrized") if parametrize.is_parametrized(module) else name
 
 
 def observable_modules(root: nn.Module) -> tuple[dict[str, nn.Module], dict[str, str]]:
@@ -187,4 +194,4 @@ def new_slot(
     neurons = 1 if output.dim() == 1 else shape[-1] if is_last else shape[1]
     counts_zeros = isinstance(module, _ZEROING) or not type(module).__module__.startswith("torch.")
     examples = example_axis(module, suffix, output, is_last_axis=is_last, order=order, n_examples=n_examples)
-    return Slot(name, path, type(module).__name__, neurons, offset, is_last, counts_zeros, shape, examples)
+    return Slot(name, path, type_name(module), neurons, offset, is_last, counts_zeros, shape, examples)

@@ -20,7 +20,7 @@ from dgm_tb.callback.local import Local
 from dgm_tb.callback.loops import is_upstream
 from dgm_tb.callback.modes import put_below, take_out
 from dgm_tb.callback.nested import named_tensors, tensors_in
-from dgm_tb.callback.slots import floating_outputs
+from dgm_tb.callback.slots import floating_outputs, type_name
 from dgm_tb.callback.trace import Trace
 from dgm_tb.graph import Node
 
@@ -329,7 +329,7 @@ class Tracer(TorchFunctionMode):
         shape = list(tensors[0].shape) if tensors else []
         path, repeats = name.rpartition(".")[0], _time_steps(module, output)
         layer = name if name in self.loops else slot
-        self._add(Node(slot, kind, type(module).__name__, path, shape, layer, repeats), sources, hash((name, site)))
+        self._add(Node(slot, kind, type_name(module), path, shape, layer, repeats), sources, hash((name, site)))
         places = {id(tensor): place for place, tensor in floating_outputs(output)}
         for tensor in tensors:
             self._mark([tensor], (slot, places.get(id(tensor), "")))

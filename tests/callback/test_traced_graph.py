@@ -231,6 +231,13 @@ def test_the_dag_of_a_gradient_penalty_shows_the_inner_gradient(graph_of: Any) -
         assert _chain(*(f"discriminator.{n}{call}" for n in range(4))) <= _edges(graph)
 
 
+def test_normalised_weights_change_no_type(graph_of: Any) -> None:
+    plain, normalised = graph_of("gan"), graph_of("normalized_gan")
+    assert [(n.id, n.op) for n in normalised.nodes] == [(n.id, n.op) for n in plain.nodes]
+    assert [(layer.name, layer.type) for layer in normalised.layers] == [(n.name, n.type) for n in plain.layers]
+    assert normalised.modules["discriminator.0"] == "Conv2d"
+
+
 def test_identical_blocks_are_nodes_of_their_own(graph_of: Any) -> None:
     graph: Graph = graph_of("blocks")
     blocks = [node.id for node in graph.nodes if node.module.startswith("blocks.")]
