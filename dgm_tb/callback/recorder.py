@@ -230,6 +230,8 @@ class Recorder:
         self._under_way.append(self._leave_step(global_step))
         while len(self._under_way) > self.lag:
             self._arrive(self._under_way.popleft().arrive())
+        if self.team is not None:
+            self.should_stop = self.should_stop or self.team.agrees_to_stop(self.step)
         self.step += 1
         self._flush_if_due()
         now = time.perf_counter()
@@ -419,8 +421,6 @@ class Recorder:
             self.write_ring(self.ring_is_due_for)
             self.ring_is_due_for = ""
         self._take_in(row)
-        if self.team is not None:
-            self.should_stop = self.should_stop or self.team.agrees_to_stop(row.step)
 
     def _judged(self, departure: Departure) -> Step:
         """The step as the inquiry looks at it; from now on ``weights_before`` are its own."""

@@ -26,8 +26,8 @@ from dgm_tb.records import STATISTICS, Finding
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
 TOGETHER = (
-    "watched bare outlier_watched outlier_bare gan_watched gan_bare unused_watched unused_bare sharded sharded_overflow "
-    "uneven overflow shuffled spoilt backward gan stopping mute late"
+    "watched bare outlier_watched outlier_bare gan_watched gan_bare unused_watched unused_bare sharded "
+    "sharded_overflow uneven overflow shuffled spoilt backward gan stopping mute late"
 ).split()
 
 

@@ -60,7 +60,7 @@ class Team:
     def open_case(self, finding: Finding) -> None:
         """A finding was made: its record and what is written after it belong to one case, until ``submit``."""
         if self._case is None:
-            self._case = Case(self.rank, self._recorder.step)
+            self._case = Case(self.rank, finding.last_step)
         self._case.findings.append(finding)
 
     def takes(self, record: Record) -> bool:
