@@ -185,8 +185,8 @@ def settle_of(callback: L.Callback | None) -> Settle:
 
     def settle() -> None:
         recorder = getattr(callback, "recorder", None)
-        if recorder is not None and recorder._writer is not None:
-            recorder._writer.flush()
+        if recorder is not None:
+            recorder.output.sync()
 
     return settle
 

@@ -195,7 +195,7 @@ class TrackerHooks:
         place = folder / "plugins" / records.PLUGIN_NAME if is_writing and folder is not None else None
         self.recorder = Recorder(pl_module, self.options, place, facts, rerun if rerun.can_run else None)
         self._tap_log(pl_module)
-        if folder is not None and self.recorder.is_writing:
+        if folder is not None and self.recorder.output.is_writing:
             _write_marker(trainer, folder)
 
     def _run_folder(self, trainer: Any) -> Path | None:

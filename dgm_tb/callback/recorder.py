@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import math
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dgm_tb import records
 from dgm_tb.callback.attribution import Attribution
 from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.distributed import Leader, join_team
@@ -25,6 +23,7 @@ from dgm_tb.callback.inquiry import Inquiry
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.loss_scale import LossScale
 from dgm_tb.callback.options import Options
+from dgm_tb.callback.output import Output
 from dgm_tb.callback.passage import Departure
 from dgm_tb.callback.reductions import N_STATISTICS
 from dgm_tb.callback.replay import Before, Rerun, remember
@@ -38,7 +37,6 @@ from dgm_tb.callback.verdicts import on_rank
 from dgm_tb.callback.vitals import Vitals, are_finite
 from dgm_tb.callback.weights import WeightWatch
 from dgm_tb.callback.windows import Row, Windows
-from dgm_tb.callback.writer import SegmentWriter
 from dgm_tb.graph import Graph
 from dgm_tb.records import Finding, Record
 
@@ -46,8 +44,6 @@ FLUSH_SECONDS = 2.0
 FLUSH_ROWS = 256
 WEIGHED_PER_WINDOW = 4
 """Steps per window whose weights and updates are measured: weights change slowly, and there are many."""
-
-_ALWAYS = ("recording", "graph", "loss", "layer_statistics", "samples", "relevance", "finding", "note", "end")
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -84,6 +80,8 @@ class Recorder:
         should_stop: Whether a finding asks the training to stop.
         ring_is_due_for: Why the ring is to be written once the current step is in it, or "".
         step: Number of the current or next step.
+        output: Where its records go.
+        team: This process's part in a recording of several; None if it trains alone.
         lag: Steps after which one is looked into: 0 on the CPU, 1 on a device, so that nobody waits for it.
     """
 
@@ -109,8 +107,10 @@ class Recorder:
         self._governor = self.team.governor if self.team else Governor(options.every_n_steps, options.max_overhead)
         self._windows = Windows(options.window_steps)
         self._inquiry = Inquiry(self)
-        self._is_full = False
-        self._writer = self._open(folder, facts) if self.is_leading else None
+        facts = {"model": type(root).__name__, **facts}
+        self.output = Output(folder if self.is_leading else None, options, self.step, facts)
+        for text in self.weights.take_notes():
+            self.note(text)
         self._tracer: Tracer | None = None
         self._attribution: Attribution | None = None
         self._before: Before | None = None
@@ -142,11 +142,6 @@ class Recorder:
     def is_leading(self) -> bool:
         """Whether this is the only process, or the one of several that writes."""
         return self.team is None or self.team.rank == 0
-
-    @property
-    def is_writing(self) -> bool:
-        """Whether records go to the disk."""
-        return self._writer is not None
 
     @property
     def before(self) -> Before | None:
@@ -284,33 +279,18 @@ class Recorder:
         body = {"reason": reason, "last_step": self.step - 1, "exception": exception}
         self.write(Record("end", self.step, self.step, body))
         self._remove_hooks()
-        if self._writer is not None:
-            self._writer.close()
+        self.output.close()
 
     def write(self, record: Record) -> None:
-        """Queue a record for the disk; beyond ``max_disk_mb`` only what ``_ALWAYS`` lists."""
+        """Queue a record of this process for the disk."""
         if self.team is None or not self.team.takes(record):
-            self.put(record)
-
-    def put(self, record: Record) -> None:
-        """Queue a record for the disk, whoever it is from."""
-        if self._writer is None or (self._is_full and record.kind not in _ALWAYS):
-            return
-        self._writer.write(record)
-        if not self._is_full and self._writer.n_bytes > self.options.max_disk_mb << 20:
-            self._is_full = True
-            self.note(f"the recording has reached max_disk_mb={self.options.max_disk_mb}: no more neurons from here on")
+            self.output.put(record)
 
     def write_ring(self, reason: str) -> None:
         """Write the last steps at full resolution."""
         record = self.ring.to_record(self.capture.slots, reason) if self.capture.slots else None
         if record is not None:
             self.write(record)
-
-    def sync(self) -> None:
-        """Wait until all records so far are on the disk."""
-        if self._writer is not None:
-            self._writer.flush(5.0)
 
     def note(self, text: str) -> None:
         """Say something in the recording."""
@@ -347,12 +327,11 @@ class Recorder:
         if self.team is not None:
             self.team.leave()
         warn(f"recording stops at step {self.step}, training goes on: {reason}")
-        if self._writer is not None:
-            with contextlib.suppress(Exception):
-                self.note(f"recording stopped: {reason}")
-                body = {"reason": "exception", "last_step": self.step, "exception": reason}
-                self.write(Record("end", self.step, self.step, body))
-            self._writer.close()
+        with contextlib.suppress(Exception):
+            self.note(f"recording stopped: {reason}")
+            body = {"reason": "exception", "last_step": self.step, "exception": reason}
+            self.write(Record("end", self.step, self.step, body))
+        self.output.close()
 
     def _stop(self) -> None:
         if isinstance(self.team, Leader):
@@ -500,31 +479,6 @@ class Recorder:
         for record in self._windows.take():
             self.write(record)
         self._flushed, self._n_fresh = time.monotonic(), 0
-
-    def _open(self, folder: Path | None, facts: dict[str, Any]) -> SegmentWriter | None:
-        if folder is None:
-            return None
-        name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}"
-        try:
-            writer = SegmentWriter(folder / name)
-        except OSError as error:
-            warn(f"can't write to {folder}: {error}; nothing is recorded, training goes on")
-            return None
-        body = {
-            "schema": records.SCHEMA_VERSION,
-            "recording": name,
-            "options": self.options.to_json(),
-            "window_steps": self.options.window_steps,
-            "started": time.time(),
-            "versions": {},
-            "model": type(self.root).__name__,
-            "resume_step": self.step,
-            **facts,
-        }
-        writer.write(Record("recording", self.step, self.step, body))
-        for text in self.weights.take_notes():
-            writer.write(Record("note", self.step, self.step, {"text": text}))
-        return writer
 
 
 def _nothing_observed() -> StepRow:

@@ -183,10 +183,10 @@ class Leader(Team):
         for case in found:
             layout = self._partners[case.rank].layout if case.rank else [(slot.name, slot.neurons) for slot in slots]
             for record in case.records:
-                self._recorder.put(placed_record(record, case.rank, layout, slots))
+                self._recorder.output.put(placed_record(record, case.rank, layout, slots))
             self._news.extend(case.findings)
         if found:
-            self._recorder.sync()
+            self._recorder.output.sync(5.0)
 
     def _tell_news(self) -> None:
         """Do what the user wants done about findings, in the training's own thread."""
