@@ -16,7 +16,7 @@ PROJECT = Path(dgm_tb.__file__).parent.parent
 
 
 def test_the_public_names_are_pinned() -> None:
-    assert dgm_tb.__all__ == ["DGMTrackerCallback", "open_run"]
+    assert dgm_tb.__all__ == ["DGMTrackerCallback", "open_run", "record"]
     assert all(callable(getattr(dgm_tb, name)) for name in dgm_tb.__all__)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from dgm_tb import open_run
 from dgm_tb.cli import main
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-SNIPPETS = [text for language, text in BLOCKS if language == "python"]
+SNIPPETS = [text for language, text in BLOCKS if language == "python" and "dgm_tb.record(" not in text]
+PLAIN = [text for language, text in BLOCKS if language == "python" and "dgm_tb.record(" in text]
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines() if line]
 LOCAL_LINKS = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
 
@@ -42,6 +44,14 @@ def test_the_snippets_run_one_after_the_other(folder: Path) -> None:
         assert "net.0" in out
         assert "(16, " in out
         assert "(64, 16)" in out
+
+
+def test_the_plain_loop_is_recorded(tmp_path: Path) -> None:
+    (snippet,) = PLAIN
+    run(snippet, tmp_path)
+    recorded = open_run(tmp_path / "runs")
+    assert (recorded.steps, recorded.ended, recorded.layers) == ((0, 19), "finished", ["0", "1", "2"])
+    assert recorded.losses["loss"].values[-1] < recorded.losses["loss"].values[0]
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if line.startswith("dgm-tb") and " demo" not in line])

@@ -23,7 +23,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 DIRECTIONS = ("forward", "backward")
 EXAMPLES = ("batch", "abnormal", "normal")
-HOW_TO_RECORD = "record one with L.Trainer(callbacks=[dgm_tb.DGMTrackerCallback()])"
+HOW_TO_RECORD = "record one with L.Trainer(callbacks=[dgm_tb.DGMTrackerCallback()]) or dgm_tb.record(model, logdir)"
 
 
 def open_run(path: str | Path) -> "Run":

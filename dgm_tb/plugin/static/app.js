@@ -11,7 +11,7 @@ import { VIEWS } from "./views/index.js";
 
 const SNIPPET = `from dgm_tb import DGMTrackerCallback
 trainer = L.Trainer(callbacks=[DGMTrackerCallback()])
-trainer.fit(model)`;
+trainer.fit(model)   # or in a loop of your own: dgm_tb.record(model, "runs/first")`;
 
 const KEYS = [
   ["[  ]", "previous, next finding"], ["← →", "focus snapshot by one step (on the slider; Shift: by ten)"], ["/", "filter layers by regular expression"],
