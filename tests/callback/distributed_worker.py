@@ -19,13 +19,16 @@ import torch.nn.functional as F
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from models import GAN, VAE, Classifier, DistributionVAE, images, images_with
 
+import dgm_tb
 from dgm_tb import DGMTrackerCallback
 from dgm_tb.callback.distributed import agreement, leader, mailbox, member
 
@@ -207,6 +210,26 @@ def stopping(folder: Path) -> Seen:
     return fit(folder, Leaping, data, callback, loader=loader, use_distributed_sampler=False)
 
 
+def plain(folder: Path, wrap: Callable[[nn.Module], nn.Module]) -> None:
+    """A loop of plain PyTorch, in the process group that Lightning has made for the scenario before."""
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+    model = wrap(net)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    with dgm_tb.record(model, folder, window_steps=1, max_overhead=None, on_finding="ignore") as recorder:
+        for x, y in DataLoader(nan_pixel(), batch_size=BATCH, sampler=OwnOrder()):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            recorder.step(loss)
+
+
+def halved(net: nn.Module) -> nn.Module:
+    """The model with half of its weights in each process."""
+    return fully_shard(net, mesh=init_device_mesh("cpu", (2,)))
+
+
 def mute(folder: Path) -> Seen:
     """The store fails."""
     with mock.patch.object(mailbox.Mailbox, "collect", side_effect=OSError("gone")):
@@ -242,6 +265,8 @@ SCENARIOS: dict[str, Callable[[Path], Any]] = {
     "spoilt": abnormal(lambda: VAE(torch.optim.SGD, 1e-2), images_with(ABNORMAL, 160.0)),
     "backward": abnormal(Norms, images_with(ABNORMAL, 0.0)),
     "gan": abnormal(GAN, nan_pixel(), **UNUSED),
+    "plain": lambda folder: plain(folder, DistributedDataParallel),
+    "plain_sharded": lambda folder: plain(folder, halved),
     "stopping": stopping,
     "raises": abnormal(DistributionVAE, images_with(ABNORMAL, 3e4)),
     "anomaly": abnormal(Norms, images_with(ABNORMAL, 0.0), detect_anomaly=True),

@@ -27,7 +27,7 @@ from dgm_tb.records import STATISTICS, Finding
 WORKER = Path(__file__).with_name("distributed_worker.py")
 TOGETHER = (
     "watched bare outlier_watched outlier_bare gan_watched gan_bare unused_watched unused_bare sharded "
-    "sharded_overflow uneven overflow shuffled spoilt backward gan stopping mute late"
+    "sharded_overflow uneven overflow shuffled spoilt backward gan plain plain_sharded stopping mute late"
 ).split()
 
 
@@ -150,6 +150,8 @@ PLANTED = {  # step of the first NaN, module
     "backward": (2, "net.3"),
     "gan": (2, "discriminator.0"),
     "sharded_overflow": (2, "hidden"),
+    "plain": (2, "1"),
+    "plain_sharded": (2, "1"),
 }
 
 
@@ -168,7 +170,7 @@ def test_a_nan_is_blamed_once_on_its_rank_example_and_layer(scenario: str, toget
         assert samples.body["rank"] == 1
         assert samples.body["examples"][0]["index"] == ABNORMAL
         of_finding = {r.body["samples"] for r in recording.kind("contribution") if r.body["finding"] == "r1f1"}
-        assert of_finding == (set() if scenario == "sharded_overflow" else {"batch", "abnormal", "normal"})
+        assert of_finding == (set() if "sharded" in scenario else {"batch", "abnormal", "normal"})
 
 
 def test_indices_are_those_of_the_dataset_under_lightnings_own_sampler(together: tuple[Path, str]) -> None:

@@ -133,12 +133,12 @@ class Leader(Team):
     def _merged(self, ready: list[tuple[Row, dict[int, Share]]]) -> list[Row]:
         if not ready:
             return []
-        slots, world_size = self._slots(), 1 + len(self._partners)
+        slots = self._slots()
         own = shares_of([row for row, _ in ready], slots)
         merged = []
         for (row, others), share in zip(ready, own, strict=True):
             placed = [placed_share(other, self._partners[rank].layout, slots) for rank, other in others.items()]
-            losses, quantities = merge([share, *placed], slots, world_size)
+            losses, quantities = merge([share, *placed], slots, self.world_size)
             if row.raw is None:
                 quantities = {}
             if row.weights is not None:

@@ -30,6 +30,7 @@ class Team:
 
     Attributes:
         rank: This rank.
+        world_size: Number of ranks.
         prefix: What the ids of this rank's findings begin with.
         governor: Chooses the observed steps, the same on all ranks.
         is_lost: Whether the ranks can't talk any more, so that each is on its own.
@@ -39,6 +40,7 @@ class Team:
         self, recorder: "Recorder", mailbox: Mailbox, announce: Callable[[Mapping[str, Any]], None] | None
     ) -> None:
         self.rank = mailbox.rank
+        self.world_size = mailbox.world_size
         self.prefix = f"r{self.rank}" if self.rank else ""
         self.governor = SharedGovernor(recorder.options.every_n_steps, recorder.options.max_overhead, announce)
         self.is_lost = False
