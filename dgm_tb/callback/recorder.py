@@ -107,7 +107,8 @@ class Recorder:
         self._governor = self.team.governor if self.team else Governor(options.every_n_steps, options.max_overhead)
         self._windows = Windows(options.window_steps)
         self._inquiry = Inquiry(self)
-        facts = {"model": type(root).__name__, **facts}
+        ranks = {"rank": 0, "world_size": self.team.world_size} if self.team is not None else {}
+        facts = {"model": type(root).__name__, **ranks, **facts}
         self.output = Output(folder if self.is_leading else None, options, self.step, facts)
         for text in self.weights.take_notes():
             self.note(text)
