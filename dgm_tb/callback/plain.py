@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
@@ -198,6 +199,8 @@ class LoopRecorder:
             "versions": {"dgm_tb": dgm_tb.__version__, "torch": torch.__version__, "python": platform.python_version()},
             "model": " + ".join(type(part).__name__ for part in roots.values()),
             "resume_step": resume_step,
+            "rank": dist.get_rank() if is_distributed() else 0,
+            "world_size": dist.get_world_size() if is_distributed() else 1,
         }
         place = Path(options.logdir or "") / "plugins" / records.PLUGIN_NAME
         self._recorder = Recorder(root, options, place, facts, self._rerun)
