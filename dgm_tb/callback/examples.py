@@ -2,6 +2,7 @@
 
 import ctypes
 import random
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -156,7 +157,7 @@ class RandomState:
     def __init__(self) -> None:
         self._torch = torch.get_rng_state()
         self._cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None  # type: ignore[no-untyped-call]
-        self._python = random.getstate()
+        self._python = _PYTHON.state()
         self._numpy = _NUMPY.state()
 
     def restore(self) -> None:
@@ -168,32 +169,54 @@ class RandomState:
         np.random.set_state(self._numpy)  # noqa: NPY002
 
 
-class _NumpyState:
-    """NumPy's global random state, at little cost while nothing is drawn from it.
+class _GlobalState:
+    """The state of a global Mersenne Twister, at little cost while nothing is drawn from it.
 
-    ``np.random.get_state`` takes 30 microseconds, so the generator's own memory is compared with what it was last.
+    To ask for it takes 10 to 70 microseconds, so the generator's own memory is compared with what it was last.
+
+    Args:
+        get: Asks for the state.
+        memory: Key and position in it, as bytes; empty if they can't be read.
+        has_spare: Whether a state holds a normal number drawn in advance: that is kept in another place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, get: Callable[[], Any], memory: Callable[[], bytes], has_spare: Callable[[Any], bool]) -> None:
+        self._get, self._memory, self._has_spare = get, memory, has_spare
         self._seen = b""
         self._state: Any = None
 
     def state(self) -> Any:
-        """What ``np.random.set_state`` takes."""
+        """What the generator can be set to later."""
         seen = self._memory()
-        has_gauss = self._state is None or self._state[3]  # half a pair of normal numbers is kept elsewhere
-        if has_gauss or not seen or seen != self._seen:
-            self._seen, self._state = seen, np.random.get_state()  # noqa: NPY002 - the user's step may draw from it
+        if self._state is None or not seen or seen != self._seen or self._has_spare(self._state):
+            self._seen, self._state = seen, self._get()
         return self._state
-
-    @staticmethod
-    def _memory() -> bytes:
-        generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
-        if not isinstance(generator, np.random.MT19937):
-            return b""
-        return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
 
 
 _MT19937_BYTES = 4 * (624 + 1)
-"""The key and the position in it."""
-_NUMPY = _NumpyState()
+
+
+def _numpy_memory() -> bytes:
+    generator = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    if not isinstance(generator, np.random.MT19937):
+        return b""
+    return ctypes.string_at(generator.ctypes.state_address, _MT19937_BYTES)
+
+
+def _python_memory() -> bytes:
+    return ctypes.string_at(id(_PYTHON_GENERATOR) + object.__basicsize__, _MT19937_BYTES) if _CAN_READ_PYTHON else b""
+
+
+def _can_read_python() -> bool:
+    """Whether CPython's generator keeps its position and key right after the object's head, as it has always done."""
+    if sys.implementation.name != "cpython" or type(_PYTHON_GENERATOR).__basicsize__ < _MT19937_BYTES:
+        return False
+    held = np.frombuffer(ctypes.string_at(id(_PYTHON_GENERATOR) + object.__basicsize__, _MT19937_BYTES), np.uint32)
+    *key, position = random.getstate()[1]
+    return bool(held.tolist() == [position, *key])
+
+
+_PYTHON_GENERATOR: Any = getattr(random, "_inst", None)
+_CAN_READ_PYTHON = _can_read_python()
+_PYTHON = _GlobalState(random.getstate, _python_memory, lambda state: state[2] is not None)
+_NUMPY = _GlobalState(np.random.get_state, _numpy_memory, lambda state: bool(state[3]))

@@ -53,7 +53,8 @@ class LossScale:
 
     def unscaled(self, loss: Any) -> Any:
         """The loss that a scaler has made ``loss`` of; ``loss`` itself if none has."""
-        return self._unscaled.get(loss, loss) if isinstance(loss, Tensor) else loss
+        is_scaled = self.scale is not None and isinstance(loss, Tensor)
+        return self._unscaled.get(loss, loss) if is_scaled else loss
 
     def divided(self, gradient: Tensor) -> Tensor:
         """A gradient, or the norm of one, as it would be without the scale."""

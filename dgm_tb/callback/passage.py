@@ -84,10 +84,15 @@ class Departure:
     attribution: Attribution | None = None
 
     def __post_init__(self) -> None:
-        self._passage = Passage(self._tensors())
+        tensors = self._tensors()
+        self._passage = Passage(tensors) if not all(tensor.is_cpu for tensor in tensors) else None
 
     def arrive(self) -> "Departure":
-        """The same with all tensors on the host."""
+        """The same with all tensors on the host, and losses and norms as numbers."""
+        if self._passage is None:
+            self.losses = {name: float(value) for name, value in self.losses.items()}
+            self.norms = {name: float(value) for name, value in self.norms.items()}
+            return self
         tensors = iter(self._passage.arrive())
         row = self.row
         row = replace(row, activation=next(tensors), gradient=next(tensors))

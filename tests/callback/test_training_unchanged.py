@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from training import Collected, Recording, fit, loader
 
 from dgm_tb import DGMTrackerCallback
+from dgm_tb.callback.examples import RandomState
 
 ABNORMAL = 21
 
@@ -184,3 +185,20 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     assert DataLoader._index_sampler is original
     assert "log" not in vars(model)
     assert all(not m._forward_hooks and not m._forward_pre_hooks for m in model.modules())
+
+
+def test_random_states_are_restored_whatever_was_drawn_between() -> None:
+    def draw() -> list[float]:
+        rows = [np.random.randn() for _ in range(3)]  # noqa: NPY002
+        return [*rows, random.gauss(0, 1), random.random(), float(torch.rand(()))]
+
+    random.seed(1)
+    np.random.seed(1)  # noqa: NPY002
+    states, drawn = [], []
+    for _ in range(4):  # an odd number of normal ones: every other time half a pair is left over
+        states.append(RandomState())
+        drawn.append(draw())
+    states.append(RandomState())
+    for state, values in reversed(list(zip(states, drawn, strict=False))):
+        state.restore()
+        assert draw() == values
