@@ -63,6 +63,7 @@ class Capture:
         compiled.never_compile_alone(Local.__call__)
         modules, self.skipped = observable_modules(root)
         self.n_modules = len(modules)
+        self._of_leaves: list[Any] = []
         self._targets: list[Target] = []
         self._buffer = torch.zeros(N_STATISTICS + 1, 0, dtype=torch.float32)
         self._examples: dict[int, Tensor] = {}
@@ -115,6 +116,7 @@ class Capture:
         Returns:
             The step's row, or None if no step was being observed.
         """
+        self._free_leaves()
         if not self.is_active:
             return None
         self.is_active = False
@@ -160,7 +162,13 @@ class Capture:
             compiled.forget(site)
         self._handles.clear()
         self._closures.close()
+        self._free_leaves()
         self.is_active = False
+
+    def _free_leaves(self) -> None:
+        for handle in self._of_leaves:
+            handle.remove()
+        self._of_leaves.clear()
 
     # -- hooks ---------------------------------------------------------------------------------------------------------
 
@@ -281,7 +289,9 @@ class Capture:
     def _hook_gradient(self, target: Target, call: int, output: Tensor) -> bool:
         if not output.requires_grad or not target.count:
             return False
-        output.register_hook(partial(self._on_gradient, target, self._epoch, call))  # type: ignore[no-untyped-call]
+        handle = output.register_hook(partial(self._on_gradient, target, self._epoch, call))  # type: ignore[no-untyped-call]
+        if output.is_leaf:  # a parameter that its module gives back outlives the step, and so would its hook
+            self._of_leaves.append(handle)
         return True
 
     def _on_gradient(self, target: Target, epoch: int, call: int, gradient: Tensor) -> None:

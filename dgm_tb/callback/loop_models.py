@@ -36,7 +36,13 @@ def named_models(model: Any) -> dict[str, nn.Module]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The model inside the wrapper of ``torch.compile``, ``DistributedDataParallel`` or ``DataParallel``."""
+    """The user's own model inside the wrappers of ``torch.compile``, ``DistributedDataParallel``, Fabric and the like."""
+    module = bare(module)
+    return unwrapped(module.module) if type(module).__name__ == "_FabricModule" else module  # type: ignore[arg-type]
+
+
+def bare(module: nn.Module) -> nn.Module:
+    """The module without what compiles it or joins it with other processes; Fabric's precision stays."""
     while True:
         if "_orig_mod" in module._modules:
             module = module._modules["_orig_mod"] or module

@@ -249,7 +249,7 @@ class LoopRecorder:
         elif not self._pauses:
             self._rerun.note_output(output)
             for tensor in tensors_in(output):
-                if tensor.requires_grad:
+                if tensor.grad_fn is not None:  # hooks of a parameter would stay
                     tensor.register_hook(self._on_output_gradient)  # type: ignore[no-untyped-call]
 
     def _belongs(self, model: nn.Module) -> bool:
@@ -350,6 +350,7 @@ class LoopRecorder:
         if batch is not None and recorder.before is not None:
             self._note_batch(batch, indices)
         recorder.end_step(self._n_optimizer_steps)
+        self._is_aside = False
         if self._calls is not None:
             self._calls.reset()
         if recorder.is_broken:

@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.weak import WeakIdKeyDictionary
 
 from dgm_tb.callback.examples import RandomState
-from dgm_tb.callback.loop_models import unwrapped
+from dgm_tb.callback.loop_models import bare
 from dgm_tb.callback.nested import tensors_in
 
 MAX_EVENTS = 64
@@ -177,7 +177,7 @@ class LoopRerun:
         if len(self._events) < MAX_EVENTS:
             kinds = {"cpu", *(tensor.device.type for tensor in tensors_in((args, kwargs)))}
             autocast = [(kind, torch.get_autocast_dtype(kind), torch.is_autocast_enabled(kind)) for kind in kinds]
-            self._events.append(_Call(unwrapped(module), args, kwargs, random or RandomState(), autocast))
+            self._events.append(_Call(bare(module), args, kwargs, random or RandomState(), autocast))
         return args, kwargs
 
     def note_output(self, output: Any) -> None:

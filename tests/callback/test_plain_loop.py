@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -169,6 +170,30 @@ def test_a_compiled_model_is_recorded_as_the_eager_one(name: str, tmp_path: Path
             for quantity, aggregate in (("activation", "std/mean"), ("gradient", "rms/mean")):
                 got, want = (r.dynamics(layer.name, quantity, aggregate) for r in (recording, expected))
                 np.testing.assert_allclose(got, want, 1e-3, 1e-6 * np.nanmax(np.abs(want)), err_msg=layer.name)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_loop_with_fabric_is_recorded_by_the_models_own_names(precision: Any, tmp_path: Path) -> None:
+    fabric = L.Fabric(accelerator="cpu", devices=1, precision=precision)
+    torch.manual_seed(1)
+    own = VAE()
+    model, optimizer = fabric.setup(own, torch.optim.Adam(own.parameters()))
+    train = fabric.setup_dataloaders(batches(images_with(ABNORMAL, 1e6), sampler=_order(26)))
+    with dgm_tb.record(model, tmp_path, on_finding="ignore") as recorder:
+        for batch, _ in train:
+            x = batch.view(-1, 64)
+            y, mean, log_variance = model(x)
+            loss = F.mse_loss(y, x) + (mean**2 + log_variance.exp()).mean()
+            optimizer.zero_grad()
+            fabric.backward(loss)
+            optimizer.step()
+            recorder.step(loss)
+    run_ = dgm_tb.open_run(tmp_path)
+    assert run_.layers == [name for name, part in own.named_modules() if name and not list(part.children())]
+    finding = recorder.findings[0]
+    assert (finding.step, finding.module, finding.samples) == (3, "log_variance", [ABNORMAL])
+    assert finding.evidence["op"] == "exp"
+    assert [global_step for _, global_step in Recording.of(tmp_path).steps()] == list(range(1, 11))
 
 
 # -- failures ----------------------------------------------------------------------------------------------------------

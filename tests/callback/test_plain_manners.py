@@ -111,6 +111,30 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
     first.step(1.0)
 
 
+class _Token(nn.Module):
+    """Gives its own parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2, 64))
+
+    def forward(self) -> Tensor:
+        return self.weight
+
+
+def test_a_parameter_that_a_module_gives_back_keeps_no_hook(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"token": _Token(), "head": nn.Linear(64, 3)})
+    with dgm_tb.record(model, tmp_path, window_steps=1) as recorder:
+        for number in range(3):
+            loss = (number + 1) * model["head"](model["token"]()).sum()
+            loss.backward()
+            recorder.step(loss)
+            assert not model["token"].weight._backward_hooks
+    gradients = Recording.of(tmp_path).dynamics("token", "gradient", "rms/mean")
+    expected = np.sqrt(np.mean(np.square([model["head"].weight.detach().sum(0).numpy()]), 0))
+    np.testing.assert_allclose(gradients, [expected, 2 * expected, 3 * expected], 1e-5)
+
+
 def test_a_recorded_model_can_be_copied_and_pickled(tmp_path: Path) -> None:
     model = VAE()
     with dgm_tb.record(model, tmp_path) as recorder:
