@@ -289,7 +289,8 @@ class Capture:
     def _hook_gradient(self, target: Target, call: int, output: Tensor) -> bool:
         if not output.requires_grad or not target.count:
             return False
-        handle = output.register_hook(partial(self._on_gradient, target, self._epoch, call))  # type: ignore[no-untyped-call]
+        on_gradient = partial(self._on_gradient, target, self._epoch, call)
+        handle = output.register_hook(on_gradient)  # type: ignore[no-untyped-call]
         if output.is_leaf:  # a parameter that its module gives back outlives the step, and so would its hook
             self._of_leaves.append(handle)
         return True
