@@ -36,7 +36,7 @@ def named_models(model: Any) -> dict[str, nn.Module]:
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The user's own model inside the wrappers of ``torch.compile``, ``DistributedDataParallel``, Fabric and the like."""
+    """The user's own model inside the wrappers of ``torch.compile``, ``DistributedDataParallel`` and Fabric."""
     module = bare(module)
     return unwrapped(module.module) if type(module).__name__ == "_FabricModule" else module  # type: ignore[arg-type]
 
