@@ -50,7 +50,7 @@ function Toolbar({ recorded, openHelp }) {
     </span>
     ${recorded.length > 1 ? html`<span class="muted">${recorded.length} runs</span>` : null}
     <span class="spacer"></span>
-    ${notes.length ? html`<span class="muted" title=${notes.join("\n")}>${notes.length} note${notes.length === 1 ? "" : "s"}</span>` : null}
+    ${notes.length ? html`<details class="notes"><summary>${notes.length} note${notes.length === 1 ? "" : "s"}</summary><ul>${notes.map((note) => html`<li>${note}</li>`)}</ul></details>` : null}
     ${gaps.length ? html`<span class="warn" title=${gaps.map((gap) => `${gap.reason}, ${gap.bytes} bytes after step ${gap.after_step ?? "–"}`).join("\n")}>● ${gaps.length} damaged part${gaps.length === 1 ? "" : "s"} skipped</span>` : null}
     ${failure.value && detail.value ? html`<span class="warn" title=${failure.value.message}>● not up to date</span>` : null}
     <${Status} />
