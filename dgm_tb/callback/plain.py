@@ -248,7 +248,7 @@ class LoopRecorder:
             self._observe(not self._pauses)
         elif not self._pauses:
             self._rerun.note_output(output)
-            for tensor in tensors_in(output):
+            for tensor in tensors_in(output) if self._is_observed else ():
                 if tensor.grad_fn is not None:  # hooks of a parameter would stay
                     tensor.register_hook(self._on_output_gradient)  # type: ignore[no-untyped-call]
 
@@ -316,8 +316,7 @@ class LoopRecorder:
             return
         recorder = self._recorder
         if recorder is not None and recorder.is_in_step:
-            if self._is_observed:
-                recorder.vitals.measure_gradients()
+            recorder.vitals.measure_gradients()
         elif not self._pauses:
             self._warn_once("loss.backward() ran after recorder.step(loss), so its gradients are not recorded")
 
