@@ -103,7 +103,9 @@ KINDS: dict[str, Kind] = {
         frozenset({"skipped"}),
     ),
     "layer_statistics": Kind(
-        {"steps": ("steps",), "values": ("steps", "layers", "statistics")}, ("quantity", "statistics"), "every step"
+        {"steps": ("steps",), "values": ("steps", "layers", "statistics")},
+        ("quantity", "statistics"),
+        "every observed step; weight and update: four steps of a window",
     ),
     "dynamics": Kind(
         {"windows": ("windows", "ends"), "values": ("neurons", "windows", "aggregates")},
