@@ -115,7 +115,7 @@ class Inquiry:
         """A step of finite numbers raised: an example may be behind it, as when a variance underflows to zero."""
         if not isinstance(error, (ValueError, ArithmeticError, AssertionError)):
             return
-        own, earlier = self._investigator().outlier(step, self._recorder.trace), self._earlier_cause(step)
+        own, earlier = self._investigator().outlier(step, self._recorder.map.trace), self._earlier_cause(step)
         cause = _Suspicion(step, own, "") if own is not None else None
         if earlier is not None and self._is_innocent(step, own or Verdict(step.step, "outlier"), earlier):
             cause = earlier
@@ -131,7 +131,7 @@ class Inquiry:
         recorder = self._recorder
         if not step.row.examples:
             return
-        verdict = self._investigator().outlier(step, recorder.trace)
+        verdict = self._investigator().outlier(step, recorder.map.trace)
         if verdict is None:
             return
         number = self._next_number()
@@ -142,7 +142,7 @@ class Inquiry:
     def _on_nonfinite(self, step: Step) -> None:
         recorder = self._recorder
         weights = recorder.weights_before()
-        verdict = self._investigator().nonfinite(step, weights, recorder.rerun, recorder.trace)
+        verdict = self._investigator().nonfinite(step, weights, recorder.rerun, recorder.map.trace)
         cause, known = step, ""
         earlier = self._earlier_cause(step)
         if earlier is not None and self._is_innocent(step, verdict, earlier):
@@ -186,14 +186,14 @@ class Inquiry:
         if self._suspicion is not None and any(known is self._suspicion.step for known in ring):
             return self._suspicion
         for known in reversed(ring[-3:]):
-            verdict = self._investigator().outlier(known, recorder.trace) if known.row.examples else None
+            verdict = self._investigator().outlier(known, recorder.map.trace) if known.row.examples else None
             if verdict is not None:
                 return _Suspicion(known, verdict, "")
         return None
 
     def _investigator(self) -> Investigator:
         recorder = self._recorder
-        leaves, _ = recorder.leaves()
+        leaves, _ = recorder.map.leaves()
         return Investigator(recorder.root, leaves, recorder.capture)
 
     def _next_number(self) -> str:
@@ -274,7 +274,7 @@ class Inquiry:
         chosen: dict[str, int | None] = {"batch": None}
         chosen.update({"abnormal": abnormal[0]} if abnormal else {})
         chosen.update({"normal": normal[0]} if normal else {})
-        attribution = Attribution(step.step, recorder.graph or Graph(), chosen, recorder.options.rules, finding)
+        attribution = Attribution(step.step, recorder.map.graph or Graph(), chosen, recorder.options.rules, finding)
         with as_before(recorder.root, before, recorder.weights_before()) as live:
             recorder.capture.begin()
             recorder.capture.listener, recorder.capture.on_gradient = attribution.on_forward, attribution.on_gradient

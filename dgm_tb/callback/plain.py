@@ -280,8 +280,8 @@ class LoopRecorder:
         place = f"{path}.input" if path else "input"
         call = self._n_calls[place] = self._n_calls.get(place, -1) + 1
         names = [f"{place}[{name}]" + (f"@{call}" if call else "") for name in self._names_of(module, args, kwargs)]
-        if recorder.tracer is not None:
-            recorder.tracer.note_inputs(_named(names, args, kwargs))
+        if recorder.map.tracer is not None:
+            recorder.map.tracer.note_inputs(_named(names, args, kwargs))
         known = {id(tensor) for tensor in tensors_in(recorder.before.batch)}
         inputs = _named(names, *kept)
         recorder.before.add_inputs({name: inputs[name] for name in inputs if id(inputs[name]) not in known})
@@ -297,8 +297,8 @@ class LoopRecorder:
         recorder = self._recorder
         if recorder is not None and recorder.is_in_step:
             recorder.capture.is_active = is_on and self._is_observed
-            if recorder.tracer is not None:
-                recorder.tracer.is_aside = not is_on
+            if recorder.map.tracer is not None:
+                recorder.map.tracer.is_aside = not is_on
 
     # -- backward passes and optimizers --------------------------------------------------------------------------------
 

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 
 from dgm_tb.callback.attribution import Attribution
 from dgm_tb.callback.capture import Capture
+from dgm_tb.callback.compiled import is_compiled
 from dgm_tb.callback.distributed import Leader, join_team
 from dgm_tb.callback.examples import batch_size
 from dgm_tb.callback.governor import Governor
-from dgm_tb.callback.graph import build_graph
 from dgm_tb.callback.inquiry import Inquiry
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.loss_scale import LossScale
+from dgm_tb.callback.model_map import ModelMap
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.output import Output
 from dgm_tb.callback.passage import Departure
@@ -29,10 +30,7 @@ from dgm_tb.callback.reductions import N_STATISTICS
 from dgm_tb.callback.replay import Before, Rerun, remember
 from dgm_tb.callback.ring import Ring
 from dgm_tb.callback.say import warn
-from dgm_tb.callback.slots import observable_modules
 from dgm_tb.callback.step_row import StepRow
-from dgm_tb.callback.trace import Trace
-from dgm_tb.callback.tracer import Tracer
 from dgm_tb.callback.verdicts import on_rank
 from dgm_tb.callback.vitals import Vitals, are_finite
 from dgm_tb.callback.weights import WeightWatch
@@ -100,8 +98,7 @@ class Recorder:
         self.weights = WeightWatch(root)
         self.loss_scale = LossScale(self.weights.parameters, self.capture.scale_gradients)
         self.vitals = Vitals(self.weights, self.loss_scale)
-        self.graph: Graph | None = None
-        self.trace = Trace()
+        self.map = ModelMap(root, self.capture, self.weights)
         self.ring = Ring(options.ring_steps)
         self.team = join_team(self)
         self._governor = self.team.governor if self.team else Governor(options.every_n_steps, options.max_overhead)
@@ -112,13 +109,10 @@ class Recorder:
         self.output = Output(folder if self.is_leading else None, options, self.step, facts)
         for text in self.weights.take_notes():
             self.note(text)
-        self._tracer: Tracer | None = None
         self._attribution: Attribution | None = None
         self._before: Before | None = None
-        self._must_trace, self._has_traced = True, False
         self._extra_snapshot = -1
-        self._modules = list(root.modules())
-        self._n_observed, self._weighs = 0, False
+        self._weighs = False
         self._weigh_every = max(1, options.window_steps // WEIGHED_PER_WINDOW)
         self._under_way: deque[Departure] = deque()
         self._weights_before: list[Tensor] | None = None
@@ -126,7 +120,7 @@ class Recorder:
         self.lag = 0
         if not self._can_look:
             self.look_late()
-        self._is_closed = False
+        self._is_closed = self._has_warned = False
         self.is_in_step = False
         self._began = self._ended = time.perf_counter()
         self._own = 0.0
@@ -149,11 +143,6 @@ class Recorder:
         """What the newest step started from."""
         return self._before
 
-    @property
-    def tracer(self) -> Tracer | None:
-        """Traces the current step, or None."""
-        return self._tracer
-
     @never_raises
     def begin_step(self, batch: Any, batch_idx: int, indices: list[int] | None) -> None:
         """Start observing a step.
@@ -165,26 +154,22 @@ class Recorder:
         """
         self.abandon_step()
         self._began = time.perf_counter()
-        is_due = self._governor.is_due(self.step) or self._must_trace
-        self._weighs = is_due and self._n_observed % self._weigh_every == 0
-        self._n_observed += is_due
+        is_due = self._governor.is_due(self.step) or self.map.must_trace
+        self._weighs = is_due and self.step // self._governor.cadence % self._weigh_every == 0
         self.vitals.begin()
         self.weights.begin(copy=self._weighs or self.vitals.steps_often or not self._can_look)
         self.loss_scale.begin()
-        self._before = remember(self.step, batch, batch_idx, indices, self._modules)
+        self._before = remember(self.step, batch, batch_idx, indices, self.map.modules)
         self.is_in_step = True
         if is_due:
             self.capture.begin(batch_size(batch))
             if self.is_leading and self._is_snapshot():
-                graph = self.graph or Graph()
+                graph = self.map.graph or Graph()
                 self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
                 self._attribution.unscaled = self.loss_scale.divided
                 self.capture.listener = self._attribution.on_forward
                 self.capture.on_gradient = self._attribution.on_gradient
-        if self._must_trace and self.capture.is_active:
-            leaves, _ = self.leaves()
-            self._tracer = Tracer(self.root, leaves, batch, self.capture.loops)
-            self._tracer.__enter__()
+        self.map.begin(batch)
         self._own = time.perf_counter() - self._began
 
     @never_raises
@@ -345,13 +330,6 @@ class Recorder:
         self.loss_scale.remove()
         self.vitals.remove()
 
-    def leaves(self) -> tuple[dict[str, nn.Module], dict[str, str]]:
-        """Every module that is one node of the DAG, and why some of them have no recorded neurons."""
-        chosen, skipped = observable_modules(self.root)
-        modules = dict(self.root.named_modules())
-        losses = {n: m for n, m in modules.items() if isinstance(m, nn.modules.loss._Loss)}
-        return {**chosen, **{name: modules[name] for name in skipped}, **losses}, skipped
-
     def _looks_bad(self) -> bool:
         """Whether the step so far is not finite, or breaks with its history: then it may be run again."""
         losses, norms = self.vitals.read()
@@ -387,6 +365,8 @@ class Recorder:
         """Look into a step whose numbers are known now, and take it in."""
         step = self._judged(departure)
         self.capture.review(step.row)
+        if step.row.counts and not any(step.row.counts):
+            self._on_silence(step.step)
         self._inquiry.look_into(step)
         row = Row(step.step, departure.global_step, step.losses, is_skipped=step.was_skipped)
         row.raw = step.row if any(step.row.counts) else None
@@ -414,43 +394,39 @@ class Recorder:
         self._write_attribution(departure.attribution)
         return step
 
+    def _on_silence(self, step: int) -> None:
+        """No module was seen to run, though some were before: say so once, if that is to be mended."""
+        if not self._has_warned and is_compiled(self.root):
+            self._has_warned = True
+            text = (
+                f"no module of the compiled model reported in step {step}: it was compiled before the recording began, "
+                "and its neurons are not recorded; call torch.compiler.reset() before the training"
+            )
+            self.note(text)
+            warn(text)
+
     def weights_before(self) -> list[Tensor]:
         """The weights before the step that is looked into; empty if they are not known."""
         return self._weights_before if self._weights_before is not None else self.vitals.secure_weights()
 
     def _leave_tracer(self) -> None:
-        tracer, self._tracer = self._tracer, None
-        if tracer is not None:
-            tracer.__exit__(None, None, None)
-            if tracer.failure:
-                self.note(f"the model could not be traced to its end: {tracer.failure}")
-            self.trace = tracer.trace.joined(self.trace)
-            self._has_traced, self._must_trace = True, False
+        failure = self.map.leave()
+        if failure:
+            self.note(f"the model could not be traced to its end: {failure}")
 
     def _take_graph(self) -> None:
-        has_grown = self.capture.has_grown
-        if not (has_grown or self._has_traced):
+        is_first = self.map.graph is None
+        if not self.map.update() or self.map.graph is None:
             return
-        self.capture.has_grown = self._has_traced = False
-        self._modules = list(self.root.modules())
-        is_first = self.graph is None
-        _, skipped = self.leaves()
-        unrecorded = {**skipped, **self.capture.skipped}
-        self.graph = build_graph(self.root, self.trace, self.capture.slots, self.weights.entries, unrecorded)
-        spans = [(slot.offset, slot.neurons) for slot in self.capture.slots]
-        rows = [(entry.offset, entry.neurons) for entry in self.weights.entries]
-        self._windows.slots = self.capture.slots
-        self._windows.layers = {"activation": spans, "gradient": spans, "weight": rows, "update": rows}
-        self.write(Record("graph", self.step, self.step, self.graph.to_json()))
-        if is_first and any(link.kind == "unflatten" for link in self.graph.links):
+        self._windows.slots, self._windows.layers = self.capture.slots, self.map.layout()
+        self.write(Record("graph", self.step, self.step, self.map.graph.to_json()))
+        if is_first and any(link.kind == "unflatten" for link in self.map.graph.links):
             self._extra_snapshot = self.step + self._governor.cadence
-        has_unseen = any(slot.name not in self.trace.nodes for slot in self.capture.slots)
-        self._must_trace = has_grown and not is_first and has_unseen
 
     def _is_snapshot(self) -> bool:
         first = self.options.snapshot_steps
         if self.step < first:
-            return self.graph is None or self.step == self._extra_snapshot
+            return self.map.graph is None or self.step == self._extra_snapshot
         scale = 10 ** int(np.log10(self.step / first) + 1e-9)
         return any(self.step == first * scale * m for m in (1, 2, 5)) or (first == 1 and self.step < 10)
 

@@ -174,3 +174,14 @@ def test_compiled_graphs_are_silent_once_the_recording_is_closed() -> None:
     assert capture.end() is not None
     capture.close()
     run(torch.randn(5, 6)).sum().backward()
+
+
+def test_a_model_compiled_before_the_recording_is_told_of(tmp_path: Path) -> None:
+    torch._dynamo.reset()
+    model = CNN()
+    model.net = torch.compile(model.net, backend="aot_eager")
+    model.net(torch.rand(8, 1, 8, 8)).sum().backward()
+    with pytest.warns(UserWarning, match=r"compiled before the recording began.*torch\.compiler\.reset"):
+        fit(model, loader(images()), tmp_path, DGMTrackerCallback(max_overhead=None))
+    assert any("torch.compiler.reset" in note for note in Recording.of(tmp_path).notes)
+    assert len(Recording.of(tmp_path).steps()) == 6
