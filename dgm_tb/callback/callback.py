@@ -36,7 +36,8 @@ class TrackerHooks:
             ``log_dir``, else its ``default_root_dir``.
         every_n_steps: Observe the neurons in every n-th step. Losses and alarms: every step.
         window_steps: Observed steps summed up in one point of the all-neuron dynamics; 1 keeps every step.
-        ring_steps: Last steps kept whole in memory, batches included, and written when something goes wrong.
+        ring_steps: Last steps kept whole in memory, batches included; the numbers of every neuron are kept for eight
+            times as many (up to 32 MB), and written when something goes wrong and at the end.
         snapshot_steps: Contribution matrices are taken at the first step and at 1, 2, 5, 10, 20, 50, ... times this.
         max_overhead: Share of the training time that observing may take; beyond ten seconds and this share, fewer
             steps are observed. None: no limit.

@@ -3,6 +3,7 @@
 import math
 from collections import deque
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,23 +15,37 @@ from dgm_tb.callback.step_row import statistics_of
 from dgm_tb.records import Record
 
 HISTORY_STEPS = 64
+ROWS_PER_BATCH = 8
+"""Steps whose numbers are kept for each one whose batch is."""
+MAX_BYTES = 32 << 20
+"""Of neurons' numbers; large models keep the numbers of fewer steps."""
 
 
 class Ring:
-    """Keeps whole steps for ``ring_steps``, and their losses and gradient norms for 64.
+    """Keeps the last steps whole, the numbers of every neuron for longer, and losses and gradient norms for 64 steps.
 
     Args:
-        ring_steps: Steps kept with every neuron's numbers and every example's largest activations.
+        ring_steps: Steps kept with their batches. Every neuron's numbers and every example's largest activations are
+            kept for eight times as many, as long as they take no more than 32 MB.
+
+    Attributes:
+        steps: The whole ones.
     """
 
     def __init__(self, ring_steps: int) -> None:
         self.steps: deque[Step] = deque(maxlen=ring_steps)
+        self._rows: deque[tuple[Step, list[int] | None]] = deque(maxlen=ROWS_PER_BATCH * ring_steps)
         self._losses: dict[str, deque[float]] = {}
         self._gradient: deque[float] = deque(maxlen=HISTORY_STEPS)
 
     def add(self, step: Step) -> None:
         """Take in a step."""
         self.steps.append(step)
+        if any(step.row.counts):
+            indices = step.before.indices if step.before is not None else None
+            self._rows.append((replace(step, before=None), indices))
+            while len(self._rows) > len(self.steps) and len(self._rows) * _n_bytes(step) > MAX_BYTES:
+                self._rows.popleft()
         for name, value in step.losses.items():
             self._losses.setdefault(name, deque(maxlen=HISTORY_STEPS)).append(value)
         if step.gradient_norms and not step.was_skipped:
@@ -59,19 +74,18 @@ class Ring:
 
     def to_record(self, slots: list[Slot], reason: str) -> Record | None:
         """The ring as a record, or None if nothing was observed."""
-        observed = [step for step in self.steps if any(step.row.counts)]
+        observed = [step for step, _ in self._rows]
         if not observed:
             return None
         n_examples = max((len(v) for step in observed for v in step.row.examples.values()), default=0)
         activation, gradient = statistics_of([step.row for step in observed], slots)
         examples = np.full((len(observed), len(slots), n_examples), np.nan, np.float32)
         indices = np.full((len(observed), n_examples), -1, np.int64)
-        for number, step in enumerate(observed):
+        for number, (step, known) in enumerate(self._rows):
             for slot, largest in step.row.examples.items():
                 examples[number, slot, : len(largest)] = largest.cpu().numpy()
-            if step.before is not None and step.before.indices is not None:
-                known = step.before.indices[:n_examples]
-                indices[number, : len(known)] = known
+            if known is not None:
+                indices[number, : len(known[:n_examples])] = known[:n_examples]
         arrays: dict[str, Any] = {
             "steps": np.array([step.step for step in observed], np.int64),
             "activation": activation.astype(np.float32),
@@ -81,6 +95,11 @@ class Ring:
         }
         losses = [dict(step.losses) for step in observed]
         return Record("ring", observed[0].step, observed[-1].step, {"reason": reason, "losses": losses}, arrays)
+
+
+def _n_bytes(step: Step) -> int:
+    row = step.row
+    return 4 * (row.activation.numel() + row.gradient.numel() + sum(map(len, row.examples.values())))
 
 
 def _norm(norms: Mapping[str, float]) -> float:
