@@ -42,6 +42,8 @@ class TrackerHooks:
         max_overhead: Share of the training time that observing may take; beyond ten seconds and this share, fewer
             steps are observed. None: no limit.
         max_disk_mb: Size of the recording on disk in MB after which only losses, layer statistics and findings go on.
+        max_copy_mb: Size of the weights in MB up to which they are copied before a step: without a copy there are no
+            relative updates, and a failing step can't be run again.
         on_finding: ``"warn"``, ``"stop"`` (stops after a finding of severity error), ``"ignore"``, or a function that
             gets each ``Finding``; among several processes, on rank 0.
         rules: Further rules of relevance propagation: module class or function -> rule.
@@ -62,6 +64,7 @@ class TrackerHooks:
         snapshot_steps: int = 50,
         max_overhead: float | None = 0.05,
         max_disk_mb: int = 2048,
+        max_copy_mb: int = 1024,
         on_finding: Literal["warn", "stop", "ignore"] | Any = "warn",
         rules: Mapping[Any, Any] | None = None,
         roles: Mapping[str, str] | None = None,
@@ -74,6 +77,7 @@ class TrackerHooks:
             snapshot_steps=snapshot_steps,
             max_overhead=max_overhead,
             max_disk_mb=max_disk_mb,
+            max_copy_mb=max_copy_mb,
             on_finding=on_finding,
             rules={} if rules is None else rules,
             roles={} if roles is None else roles,

@@ -25,12 +25,13 @@ class Options:
     snapshot_steps: int = 50
     max_overhead: float | None = 0.05
     max_disk_mb: int = 2048
+    max_copy_mb: int = 1024
     on_finding: OnFinding = "warn"
     rules: Mapping[Any, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("every_n_steps", "window_steps", "ring_steps", "snapshot_steps", "max_disk_mb"):
+        for name in ("every_n_steps", "window_steps", "ring_steps", "snapshot_steps", "max_disk_mb", "max_copy_mb"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is a whole number of at least 1; got {value!r}")
@@ -52,6 +53,7 @@ class Options:
             "snapshot_steps": self.snapshot_steps,
             "max_overhead": self.max_overhead,
             "max_disk_mb": self.max_disk_mb,
+            "max_copy_mb": self.max_copy_mb,
             "on_finding": self.on_finding if isinstance(self.on_finding, str) else "function",
             "rules": [getattr(key, "__name__", str(key)) for key in self.rules],
             "roles": dict(self.roles),

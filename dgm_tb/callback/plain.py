@@ -50,7 +50,8 @@ def record(
         logdir: Run folder to write to.
         resume_step: Number of the first step, where a training goes on; it supersedes what was recorded from there.
         options: Those of ``DGMTrackerCallback``: ``every_n_steps``, ``window_steps``, ``ring_steps``,
-            ``snapshot_steps``, ``max_overhead``, ``max_disk_mb``, ``on_finding``, ``rules``, ``roles``.
+            ``snapshot_steps``, ``max_overhead``, ``max_disk_mb``, ``max_copy_mb``, ``on_finding``,
+            ``rules``, ``roles``.
 
     Raises:
         ValueError: If an argument is out of its range.

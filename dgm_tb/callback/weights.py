@@ -19,9 +19,6 @@ Array = np.ndarray[Any, np.dtype[Any]]
 MAX_NAMES = 4
 """So many of those left out for the same reason are named."""
 
-MAX_COPY_BYTES = 1 << 30
-"""Above this the weights are not copied: no relative update and no replay (said in the recording)."""
-
 
 class WeightWatch:
     """Watches the weights of one model: ``begin`` before a step, ``norms`` and then ``end`` after it.
@@ -31,6 +28,7 @@ class WeightWatch:
 
     Args:
         root: The model.
+        max_copy_bytes: Above this the weights are not copied: no relative update and no replay (said in the recording).
 
     Attributes:
         names: Names of all parameters.
@@ -41,7 +39,8 @@ class WeightWatch:
         has_copy: Whether those before this step are.
     """
 
-    def __init__(self, root: nn.Module) -> None:
+    def __init__(self, root: nn.Module, max_copy_bytes: int = 1 << 30) -> None:
+        self._max_copy_bytes = max_copy_bytes
         twins = sharded_twins(root.modules())
         named = [(name, twins.get(id(parameter), parameter)) for name, parameter in root.named_parameters()]
         self.names = [name for name, _ in named]
@@ -93,12 +92,13 @@ class WeightWatch:
         n = len(self.parameters)
         self._copied = [number for number in range(n) if self._is_whole or number in used]
         n_bytes = self._finder.computed_bytes + sum(_n_bytes(self.parameters[number]) for number in self._copied)
-        self.keeps_copy = bool(self._lazy) or 0 < n_bytes <= MAX_COPY_BYTES
+        self.keeps_copy = bool(self._lazy) or 0 < n_bytes <= self._max_copy_bytes
         for names, reason in _by_reason(self._finder.reasons):
             self._note(f"the weights of {names} are not recorded: {reason}")
-        if n_bytes > MAX_COPY_BYTES:
+        if n_bytes > self._max_copy_bytes:
             size = f"{n_bytes / 2**30:.1f} GB"
-            self._note(f"the weights are not copied, they are {size}: no relative updates, no replay of a failing step")
+            lost = "no relative updates, no replay of a failing step"
+            self._note(f"the weights are not copied, they are {size}, more than max_copy_mb: {lost}")
         elif self.is_sharded:
             self._note("the weights are sharded over processes: no replay of a failing step")
         elif odd:
@@ -210,7 +210,7 @@ class WeightWatch:
         values = []
         for weight in self._finder.computed:
             try:
-                values.append(weight.compute())
+                values.append(weight.compute().clone())  # it may be a parameter itself, as it is with nn.Dropout
             except Exception as error:
                 self._note(f"the weights of {weight.name} are not recorded any more: {type(error).__name__}: {error}")
                 values.append(torch.full(weight.shape, float("nan")))

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dgm_tb.callback import weights
 from dgm_tb.callback.weights import WeightWatch, weight_statistics
 
 
@@ -134,13 +133,11 @@ def test_a_copy_can_be_taken_later_as_long_as_nothing_has_changed() -> None:
     assert watch.before == []
 
 
-def test_above_a_limit_there_is_no_copy_and_the_recording_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_above_a_limit_there_is_no_copy_and_the_recording_says_so() -> None:
     model = _net()
     n_bytes = 4 * sum(parameter.numel() for parameter in model.parameters())
-    monkeypatch.setattr(weights, "MAX_COPY_BYTES", n_bytes)
-    assert WeightWatch(model).keeps_copy
-    monkeypatch.setattr(weights, "MAX_COPY_BYTES", n_bytes - 1)
-    watch = WeightWatch(model)
+    assert WeightWatch(model, n_bytes).keeps_copy
+    watch = WeightWatch(model, n_bytes - 1)
     assert not watch.keeps_copy
     (note,) = watch.take_notes()
     assert note.startswith("the weights are not copied")
