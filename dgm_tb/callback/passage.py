@@ -34,7 +34,7 @@ class Passage:
         for (device, dtype), numbers in groups.items():
             flat = torch.cat([self._tensors[number].reshape(-1) for number in numbers])
             host = torch.empty(len(flat), dtype=dtype, pin_memory=device.type == "cuda")
-            host.copy_(flat, non_blocking=True)
+            host.copy_(flat, non_blocking=device.type == "cuda")  # elsewhere there is no event to wait for
             event = torch.cuda.Event() if device.type == "cuda" else None  # type: ignore[no-untyped-call]
             if event is not None:
                 event.record(torch.cuda.current_stream(device))
