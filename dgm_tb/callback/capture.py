@@ -7,6 +7,7 @@ same hooks become operators of the compiled graph; see ``compiled.py``.
 
 import math
 import time
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
@@ -68,7 +69,7 @@ class Capture:
         self._buffer = torch.zeros(N_STATISTICS + 1, 0, dtype=torch.float32)
         self._examples: dict[int, Tensor] = {}
         self._pivots: dict[int, Tensor] = {}
-        self._axis_of: dict[int, bool] = {}
+        self._axis_of: dict[int, tuple[weakref.ref[Tensor], bool]] = {}  # a dead tensor's id may be given again
         self._orders = batch_orders(root)
         self._n_examples: int | None = None
         self._epoch = 0
@@ -121,14 +122,14 @@ class Capture:
             return None
         self.is_active = False
         with torch.no_grad():
-            sums = self._buffer[:, : self.neurons].clone()
-            for target in self._targets:
+            for target in self._targets:  # of what is left of earlier steps
                 if not target.count:
-                    sums[:, target.slot.columns] = 0
+                    self._buffer[:, target.slot.columns] = 0
                 elif not target.gradient_count:
-                    sums[GRADIENT, target.slot.columns] = 0
+                    self._buffer[GRADIENT, target.slot.columns] = 0
+            sums = self._buffer[:, : self.neurons].clone()
         counts = [target.count for target in self._targets]
-        gradient_counts = [target.gradient_count for target in self._targets]
+        gradient_counts = [target.gradient_count if target.count else 0 for target in self._targets]
         return StepRow(sums[:GRADIENT], counts, sums[GRADIENT], gradient_counts, self._examples, self._pivots)
 
     def scale_gradients(self, factor: Tensor) -> None:
@@ -254,7 +255,7 @@ class Capture:
             if not self.is_late and _is_power_of_two(slot.n_observed) and needs_pivot(target.sums, target.count):
                 slot.pivot = _pivot(slot, target.sums, target.count)
                 self._reduce_apart(target, x, is_further_turn=False)
-        self._axis_of[id(output)] = slot.is_last_axis
+        self._axis_of[id(output)] = weakref.ref(output), slot.is_last_axis
         if self.listener is not None and not turn:
             self.listener(slot, site.module, inputs, output)
 
@@ -323,7 +324,8 @@ class Capture:
         call = self._key(site, call)
         target = site.targets.get((call, place))
         if target is None:
-            axis = next((self._axis_of[id(x)] for x in inputs if id(x) in self._axis_of), None)
+            known = (self._axis_of[id(x)] for x in inputs if id(x) in self._axis_of)
+            axis = next((is_last for made, is_last in known if made() is not None), None)
             name = f"{site.name}@{call}" if call else site.name
             slot = new_slot(
                 name + place,
@@ -365,6 +367,8 @@ class Capture:
         if handle is not None:
             handle.remove()
             compiled.forget(self._sites[name])
+            for target in self._sites[name].targets.values():
+                target.clear()
             reason = f"observing it failed with {type(error).__name__}: {error}"
             self.skipped[name] = reason
             warn(f"{name} is no longer recorded, training goes on: {reason}")

@@ -35,12 +35,12 @@ class ClosureWatch:
             return closure
         marks: list[Mark] = []
 
-        def watched() -> Any:
+        def watched(*args: Any, **kwargs: Any) -> Any:
             with contextlib.suppress(Exception):  # of ours
                 if marks:
                     self._take_back(marks[0])
                 else:
                     marks.append(self._mark())
-            return closure()
+            return closure(*args, **kwargs)
 
         return watched

@@ -19,6 +19,9 @@ from dgm_tb.callback.say import warn
 MAX_AHEAD = 4
 """Batches remembered of each loader: a loop may prefetch some."""
 
+MAX_LOADERS = 16
+"""Loaders whose batches are remembered: a loop may make a new loader in every epoch."""
+
 
 @dataclass(eq=False)
 class Draw:
@@ -100,7 +103,7 @@ class Draws:
         if self._fresh and all(draw.loader != loader for draw in self._fresh):
             loader, ahead = self._fresh[-1].loader, 0
         ahead -= self._n_without  # the last batches that were drawn ahead are used without another draw
-        draws = self._of_loader[loader]
+        draws = self._of_loader.get(loader, ())
         draw = draws[-1 - ahead] if 0 <= ahead < len(draws) else None
         return draw if draw is not None and batch_size(draw.batch) == batch_size(tensors) else None
 
@@ -140,7 +143,10 @@ class Draws:
         if not getattr(iterator, "_in_order", True) or (indices is not None and len(indices) != batch_size(batch)):
             indices = None
         draw = Draw(batch, indices, loader)
-        self._of_loader.setdefault(loader, deque(maxlen=MAX_AHEAD)).append(draw)
+        self._of_loader[loader] = self._of_loader.pop(loader, deque(maxlen=MAX_AHEAD))  # the newest is the last one
+        self._of_loader[loader].append(draw)
+        if len(self._of_loader) > MAX_LOADERS:
+            del self._of_loader[next(iter(self._of_loader))]
         self._fresh.append(draw)
 
 

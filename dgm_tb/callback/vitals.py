@@ -52,7 +52,9 @@ class Vitals:
         value = self._loss_scale.unscaled(value)
         if isinstance(value, Tensor):
             if value.numel() == 1 and not value.is_complex():
-                self._losses[name] = value.detach()
+                with torch._C.DisableTorchFunction():  # read or copied now: the user may change it in place later
+                    value = value.detach()
+                    self._losses[name] = float(value) if value.is_cpu else value.clone()
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             self._losses[name] = float(value)
 

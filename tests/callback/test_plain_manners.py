@@ -22,9 +22,10 @@ from training import Recording, recordings
 
 import dgm_tb
 from dgm_tb.callback.capture import Capture
-from dgm_tb.callback.draws import Draws
+from dgm_tb.callback.draws import MAX_LOADERS, Draws
 from dgm_tb.callback.plain import LoopRecorder
 from dgm_tb.callback.recorder import Recorder
+from dgm_tb.callback.reductions import reduce_activation
 
 ABNORMAL = 21
 
@@ -223,6 +224,67 @@ def test_an_error_of_ours_warns_and_training_goes_on(
     assert len(texts) == 1
     assert "a bug" in texts[0]
     assert "training goes on" in texts[0]
+
+
+class _Scaling(torch.optim.SGD):
+    """Gives its closure an argument."""
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        loss = closure(2.0, is_first=True)
+        super().step()
+        return loss
+
+
+def test_a_closure_gets_the_arguments_that_its_optimizer_gives_it(tmp_path: Path) -> None:
+    model, got = nn.Linear(3, 1), []
+    optimizer = _Scaling(model.parameters(), 0.1)
+
+    def closure(factor: float, *, is_first: bool) -> Tensor:
+        got.append((factor, is_first))
+        loss: Tensor = factor * model(torch.rand(5, 3)).square().mean()
+        loss.backward()
+        return loss
+
+    with dgm_tb.record(model, tmp_path) as recorder:
+        recorder.step(optimizer.step(closure))
+    assert got == [(2.0, True)]
+    assert len(Recording.of(tmp_path).losses()) == 1
+
+
+def test_a_step_that_could_not_be_observed_has_no_numbers_of_the_step_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
+    with our_warnings() as texts, dgm_tb.record(model, tmp_path, window_steps=1) as recorder:
+        for step in range(2):
+            monkeypatch.setattr("dgm_tb.callback.capture.reduce_activation", _fails if step else reduce_activation)
+            loss = model(torch.rand(5, 3)).mean()
+            loss.backward()
+            recorder.step(loss)
+        rows = [step.row for step in recorder._recorder.ring.steps]  # type: ignore[union-attr]
+    assert len(texts) == 2
+    assert [row.counts for row in rows] == [[5, 5], [0, 0]]
+    assert not rows[1].activation.any()
+
+
+def test_a_loss_is_noted_as_it_is_now(tmp_path: Path) -> None:
+    with dgm_tb.record(nn.Linear(3, 1), tmp_path) as recorder:
+        vitals, loss = recorder._recorder.vitals, torch.tensor(2.0)  # type: ignore[union-attr]
+        vitals.note_loss("loss", loss)
+        loss.mul_(100)
+        assert vitals.read()[0] == {"loss": 2.0}
+
+
+def test_batches_of_loaders_of_the_past_are_not_kept(tmp_path: Path) -> None:
+    model, batches = nn.Linear(3, 1), []
+    with dgm_tb.record(model, tmp_path) as recorder:
+        for _ in range(2 * MAX_LOADERS):
+            for x in DataLoader(torch.rand(4, 3), 2):
+                recorder.step(model(x).mean())
+                batches.append(weakref.ref(x))
+            del x
+        gc.collect()
+        assert sum(batch() is not None for batch in batches) <= 2 * MAX_LOADERS
 
 
 def test_calls_in_the_wrong_order_are_told_once(tmp_path: Path) -> None:

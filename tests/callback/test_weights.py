@@ -283,3 +283,18 @@ def test_gradient_norms_equal_naive_ones() -> None:
 def test_no_gradient_no_norm() -> None:
     model = _net()
     assert WeightWatch(model).gradient_norms(model.parameters()) == {}
+
+
+@pytest.mark.parametrize("kind", [nn.Identity, nn.Dropout])
+def test_a_parametrization_that_gives_the_parameter_itself_is_measured_and_changes_nothing(kind: Any) -> None:
+    model = nn.Linear(3, 2)
+    nn.utils.parametrize.register_parametrization(model, "weight", kind())
+    original = model.parametrizations.weight.original
+    watch = WeightWatch(model)
+    watch.begin()
+    before = original.detach().clone()
+    with torch.no_grad():
+        original.mul_(1.5)
+    got = _measure(watch)
+    assert torch.equal(original, 1.5 * before)
+    np.testing.assert_allclose(got[1], [0.5, 0.5], rtol=1e-5)
