@@ -148,7 +148,8 @@ class Capture:
             slot = self.slots[number]
             sums = row.activation[:, slot.columns]
             if count and _is_power_of_two(slot.n_observed) and needs_pivot(list(sums), count):
-                slot.pivot = _pivot(slot, list(sums), count).to(self._buffer.device, non_blocking=True)
+                pivot = _pivot(row.pivots.get(number), list(sums), count)
+                slot.pivot = pivot.to(self._buffer.device, non_blocking=True)
 
     def take_cost(self) -> float:
         """Seconds spent in hooks since the last call."""
@@ -253,7 +254,7 @@ class Capture:
         if not turn:
             slot.n_observed += 1
             if not self.is_late and _is_power_of_two(slot.n_observed) and needs_pivot(target.sums, target.count):
-                slot.pivot = _pivot(slot, target.sums, target.count)
+                slot.pivot = _pivot(slot.pivot, target.sums, target.count)
                 self._reduce_apart(target, x, is_further_turn=False)
         self._axis_of[id(output)] = weakref.ref(output), slot.is_last_axis
         if self.listener is not None and not turn:
@@ -272,7 +273,8 @@ class Capture:
         """Of a tensor of another type or device than the buffer's, or of a further turn of a loop."""
         slot = target.slot
         sums = [torch.zeros_like(row, dtype=x.dtype, device=x.device) for row in target.sums]
-        largest = reduce_activation(x, slot.is_last_axis, slot.counts_zeros, sums, slot.pivot, slot.example_axis)
+        pivot = None if slot.pivot is None else slot.pivot.to(x.device, non_blocking=True)
+        largest = reduce_activation(x, slot.is_last_axis, slot.counts_zeros, sums, pivot, slot.example_axis)
         if largest is not None:
             before = self._examples.get(target.number) if is_further_turn else None
             is_alike = before is not None and len(before) == len(largest)
@@ -304,7 +306,7 @@ class Capture:
             row = target.sums[GRADIENT]
             wide = gradient.float() if gradient.dtype in _HALF else gradient
             if target.gradient_count:
-                row.add_(sum_of_squares(wide, slot.is_last_axis))
+                row.add_(sum_of_squares(wide, slot.is_last_axis).to(row, non_blocking=True))
             elif wide.dtype == row.dtype and wide.device == row.device:
                 sum_of_squares(wide, slot.is_last_axis, out=row)
             else:
@@ -384,10 +386,10 @@ def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
 
 
-def _pivot(slot: Slot, sums: Sequence[Tensor], count: int) -> Tensor:
-    """What to subtract from a slot's values before they are squared, so that their standard deviation is kept."""
+def _pivot(subtracted: Tensor | None, sums: Sequence[Tensor], count: int) -> Tensor:
+    """What to subtract from values before they are squared, given what was: so their standard deviation is kept."""
     mean = sums[SUM] / count
-    pivot = mean if slot.pivot is None else mean + slot.pivot.to(mean.device)
+    pivot = mean if subtracted is None else mean + subtracted.to(mean.device)
     return torch.where(torch.isfinite(pivot), pivot, 0.0)
 
 

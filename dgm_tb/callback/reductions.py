@@ -115,7 +115,7 @@ def _nonzero(view: Tensor) -> Tensor:
 def join_turns(sums: Sequence[Tensor], turn: Sequence[Tensor]) -> None:
     """Add to the sums of a loop's turns so far those of the next one, both as ``reduce_activation`` wrote them."""
     for number in (SUM, SQUARES, NONZERO):
-        sums[number].add_(turn[number])
+        sums[number].add_(turn[number].to(sums[number], non_blocking=True))
     torch.minimum(sums[MIN], turn[MIN].to(sums[MIN]), out=sums[MIN])
     torch.maximum(sums[MAX], turn[MAX].to(sums[MAX]), out=sums[MAX])
 

@@ -100,7 +100,7 @@ class Vitals:
         return self._weights.before
 
     def _on_optimizer_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        if any(id(parameter) in self._names for group in optimizer.param_groups for parameter in group["params"][:1]):
+        if any(id(parameter) in self._names for group in optimizer.param_groups for parameter in group["params"]):
             self._n_stepped += 1
             self.steps_often = self.steps_often or self._n_stepped > 1
 

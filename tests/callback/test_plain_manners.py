@@ -267,6 +267,33 @@ def test_a_step_that_could_not_be_observed_has_no_numbers_of_the_step_before(
     assert not rows[1].activation.any()
 
 
+class _Seldom(nn.Module):
+    """Calls its second layer in the first two steps only; means are large beside standard deviations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 2), nn.Linear(2, 2)
+        nn.init.constant_(self.first.bias, 1000.0)
+        self.n_calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.n_calls += 1
+        y: Tensor = self.first(x)
+        return self.second(y) if self.n_calls <= 2 else y
+
+
+def test_what_is_subtracted_is_the_mean_if_a_step_is_looked_into_late(tmp_path: Path) -> None:
+    model = _Seldom()
+    with dgm_tb.record(model, tmp_path) as recorder:
+        recorder._recorder.look_late()  # type: ignore[union-attr]
+        for _ in range(4):
+            recorder.step(model(torch.rand(5, 3)).mean())
+        pivots = [slot.pivot for slot in recorder._recorder.capture.slots]  # type: ignore[union-attr]
+    first = model.first(torch.full((3,), 0.5))
+    for pivot, mean in zip(pivots, (first, model.second(first)), strict=True):
+        torch.testing.assert_close(pivot, mean.detach(), rtol=0, atol=3.0)
+
+
 def test_a_loss_is_noted_as_it_is_now(tmp_path: Path) -> None:
     with dgm_tb.record(nn.Linear(3, 1), tmp_path) as recorder:
         vitals, loss = recorder._recorder.vitals, torch.tensor(2.0)  # type: ignore[union-attr]
