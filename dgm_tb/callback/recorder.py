@@ -94,8 +94,8 @@ class Recorder:
         self.ring_is_due_for = ""
         self.step = int(facts.get("resume_step", 0))
         self.rerun = rerun
+        self.weights = WeightWatch(root, options.max_copy_mb << 20)  # may raise: before there are hooks
         self.capture = Capture(root)
-        self.weights = WeightWatch(root, options.max_copy_mb << 20)
         self.loss_scale = LossScale(self.weights.parameters, self.capture.scale_gradients)
         self.vitals = Vitals(self.weights, self.loss_scale)
         self.map = ModelMap(root, self.capture, self.weights)
