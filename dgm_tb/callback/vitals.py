@@ -52,9 +52,8 @@ class Vitals:
         value = self._loss_scale.unscaled(value)
         if isinstance(value, Tensor):
             if value.numel() == 1 and not value.is_complex():
-                with torch._C.DisableTorchFunction():  # read or copied now: the user may change it in place later
-                    value = value.detach()
-                    self._losses[name] = float(value) if value.is_cpu else value.clone()
+                with torch._C.DisableTorchFunction():  # copied, since the user may change it in place later
+                    self._losses[name] = value.detach().clone()
         elif isinstance(value, (int, float)) and not isinstance(value, bool):
             self._losses[name] = float(value)
 
