@@ -29,7 +29,7 @@ class Passage:
         self._copies: list[tuple[list[int], Tensor, Any]] = []
         groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
         for number, tensor in enumerate(self._tensors):
-            if not tensor.is_cpu:
+            if not _is_here(tensor):
                 groups.setdefault((tensor.device, tensor.dtype), []).append(number)
         for (device, dtype), numbers in groups.items():
             flat = torch.cat([self._tensors[number].reshape(-1) for number in numbers])
@@ -85,29 +85,31 @@ class Departure:
 
     def __post_init__(self) -> None:
         tensors = self._tensors()
-        self._passage = Passage(tensors) if not all(tensor.is_cpu for tensor in tensors) else None
+        self._passage = Passage(tensors) if not all(map(_is_here, tensors)) else None
 
     def arrive(self) -> "Departure":
-        """The same with all tensors on the host, and losses and norms as numbers."""
-        if self._passage is None:
-            self.losses = {name: float(value) for name, value in self.losses.items()}
-            self.norms = {name: float(value) for name, value in self.norms.items()}
-            return self
-        tensors = iter(self._passage.arrive())
-        row = self.row
-        row = replace(row, activation=next(tensors), gradient=next(tensors))
-        row.scale = next(tensors) if row.scale is not None else None
-        row.examples = {slot: next(tensors) for slot in row.examples}
-        row.pivots = {slot: next(tensors) for slot in row.pivots}
-        arrived = replace(self, row=row, overflows=[next(tensors) for _ in self.overflows])
-        arrived.weight_norms = next(tensors) if self.weight_norms is not None else None
-        arrived.squares = next(tensors) if self.squares is not None else None
-        arrived.losses = {n: float(next(tensors)) if isinstance(v, Tensor) else v for n, v in self.losses.items()}
-        arrived.norms = {n: float(next(tensors)) if isinstance(v, Tensor) else v for n, v in self.norms.items()}
-        return arrived
+        """Itself, with all tensors on the host, and losses and norms as numbers."""
+        if self._passage is not None:
+            tensors, row = iter(self._passage.arrive()), self.row
+            self.row = row = replace(row, activation=next(tensors), gradient=next(tensors))
+            row.scale = next(tensors) if row.scale is not None else None
+            row.examples = {slot: next(tensors) for slot in row.examples}
+            row.pivots = {slot: next(tensors) for slot in row.pivots}
+            self.overflows = [next(tensors) for _ in self.overflows]
+            self.weight_norms = next(tensors) if self.weight_norms is not None else None
+            self.squares = next(tensors) if self.squares is not None else None
+            self.losses = {n: next(tensors) if isinstance(v, Tensor) else v for n, v in self.losses.items()}
+            self.norms = {n: next(tensors) if isinstance(v, Tensor) else v for n, v in self.norms.items()}
+        self.losses = {name: float(value) for name, value in self.losses.items()}
+        self.norms = {name: float(value) for name, value in self.norms.items()}
+        return self
 
     def _tensors(self) -> list[Tensor]:
         row = self.row
         known: list[Any] = [row.activation, row.gradient, row.scale, *row.examples.values(), *row.pivots.values()]
         known += [*self.overflows, self.weight_norms, self.squares, *self.losses.values(), *self.norms.values()]
         return [tensor for tensor in known if isinstance(tensor, Tensor)]
+
+
+def _is_here(tensor: Tensor) -> bool:
+    return tensor.is_cpu

@@ -96,6 +96,14 @@ class Recorder:
         self.rerun = rerun
         self.weights = WeightWatch(root, options.max_copy_mb << 20)  # may raise: before there are hooks
         self.capture = Capture(root)
+        try:
+            self._prepare(folder, facts)
+        except BaseException:
+            self._remove_hooks()
+            raise
+
+    def _prepare(self, folder: Path | None, facts: dict[str, Any]) -> None:
+        root, options = self.root, self.options
         self.loss_scale = LossScale(self.weights.parameters, self.capture.scale_gradients)
         self.vitals = Vitals(self.weights, self.loss_scale)
         self.map = ModelMap(root, self.capture, self.weights)
@@ -327,8 +335,9 @@ class Recorder:
 
     def _remove_hooks(self) -> None:
         self.capture.close()
-        self.loss_scale.remove()
-        self.vitals.remove()
+        for name in ("loss_scale", "vitals"):  # not there yet if the recording could not begin
+            if name in vars(self):
+                vars(self)[name].remove()
 
     def _looks_bad(self) -> bool:
         """Whether the step so far is not finite, or breaks with its history: then it may be run again."""

@@ -15,10 +15,18 @@ from dgm_tb.records import STATISTICS, Record, compact
 Array = np.ndarray[Any, np.dtype[Any]]
 
 _AGGREGATES: dict[str, Callable[[Array], Array]] = {
-    "mean": lambda values: values.mean(0),
+    "mean": lambda values: _mean(values),
     "min": lambda values: np.fmin.reduce(values, 0),
     "max": lambda values: np.fmax.reduce(values, 0),
 }
+
+
+def _mean(values: Array) -> Array:
+    """Over the steps in which a neuron has a value: layers may not be called in all of them."""
+    is_known = ~np.isnan(values)
+    if is_known.all():
+        return np.asarray(values.mean(0))
+    return np.asarray(np.where(is_known, values, 0).sum(0) / np.where(is_known.any(0), is_known.sum(0), np.nan))
 
 
 @dataclass

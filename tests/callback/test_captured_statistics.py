@@ -213,3 +213,28 @@ def test_polylines_are_the_neurons_at_full_step_resolution(tmp_path: Path) -> No
             name, rows = next((n, r) for n, r in layers if r.start <= neuron < r.stop)
             want = _stacked(oracle.steps, (name, "activation"), "mean")[record.arrays["steps"], neuron - rows.start]
             np.testing.assert_allclose(record.arrays["values"][:, column], want, rtol=2e-3, atol=1e-4)
+
+
+class _Sometimes(CNN):
+    """Calls one of its layers in every third step only."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.0)
+        self.extra = nn.Linear(3, 3)
+        self.n_steps = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = super().forward(x)
+        self.n_steps += 1
+        return self.extra(y) if self.n_steps % 3 == 1 else y
+
+
+def test_windows_of_a_layer_not_called_in_every_step_are_of_the_steps_with_it(tmp_path: Path) -> None:
+    every, windows = tmp_path / "every", tmp_path / "windows"
+    for folder, window_steps in ((every, 1), (windows, 4)):
+        torch.manual_seed(1)
+        fit(_Sometimes(), loader(images()), folder, DGMTrackerCallback(window_steps=window_steps, max_overhead=None))
+    steps = Recording.of(every).dynamics("extra", "activation", "mean/mean")
+    assert np.isnan(steps[1]).all()
+    got = Recording.of(windows).dynamics("extra", "activation", "mean/mean")
+    np.testing.assert_allclose(got, [(steps[0] + steps[3]) / 2, np.full(3, np.nan)], rtol=2e-3)

@@ -13,6 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from training import Collected, Recording, fit, loader
 
 from dgm_tb import DGMTrackerCallback
+from dgm_tb.callback import passage
 from dgm_tb.callback.passage import Departure
 from dgm_tb.callback.recorder import Recorder
 
@@ -29,6 +30,7 @@ def like_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         self.look_late()
 
     monkeypatch.setattr(Recorder, "__init__", init)
+    monkeypatch.setattr(passage, "_is_here", lambda _: False)
 
 
 class _Waits(TorchDispatchMode):
