@@ -204,7 +204,7 @@ def measure(model_name: str, contenders: dict[str, Contender], seconds: float, f
     """Train all contenders in turns for about so many seconds of CPU time."""
     turn_steps = TURN_STEPS[model_name]
     turn_seconds = statistics.median(_take_turns(model_name, {"bare": CONTENDERS["bare"]}, 5, folder)["bare"])
-    n_turns = max(3, int(seconds / len(contenders) / turn_seconds / WINDOW_STEPS)) * WINDOW_STEPS
+    n_turns = max(2, int(seconds / len(contenders) / turn_seconds / WINDOW_STEPS)) * WINDOW_STEPS
     turns = _take_turns(model_name, contenders, n_turns, folder)
     results = {}
     for name, contender in contenders.items():
