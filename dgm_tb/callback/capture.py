@@ -49,7 +49,6 @@ class Capture:
         listener: Called with each slot's module, inputs and output, while a step is observed.
         on_gradient: Called with each slot, its gradient, and whether it is that of a loop's first turn, likewise.
         loops: Modules that are called in a loop on their own last output: all their calls in a step are one slot.
-        n_modules: Number of modules observed.
         is_active: Whether a step is being observed.
         is_late: Whether rows are looked at only after the next step: then nothing is read while one is made.
     """
@@ -63,7 +62,6 @@ class Capture:
         self.is_active = self.is_late = False
         compiled.never_compile_alone(Local.__call__)
         modules, self.skipped = observable_modules(root)
-        self.n_modules = len(modules)
         self._of_leaves: list[Any] = []
         self._targets: list[Target] = []
         self._buffer = torch.zeros(N_STATISTICS + 1, 0, dtype=torch.float32)

@@ -238,3 +238,27 @@ def test_windows_of_a_layer_not_called_in_every_step_are_of_the_steps_with_it(tm
     assert np.isnan(steps[1]).all()
     got = Recording.of(windows).dynamics("extra", "activation", "mean/mean")
     np.testing.assert_allclose(got, [(steps[0] + steps[3]) / 2, np.full(3, np.nan)], rtol=2e-3)
+
+
+def test_long_windows_measure_weights_in_four_of_their_steps(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    oracle = Oracle()
+    callback = DGMTrackerCallback(window_steps=8, max_overhead=None)
+    fit(CNN(), loader(images()), tmp_path, callback, others=(oracle,), max_epochs=2)
+    recording = Recording.of(tmp_path)
+    steps = {
+        quantity: [
+            int(step)
+            for record in recording.kind("layer_statistics")
+            if record.body["quantity"] == quantity
+            for step in record.arrays["steps"]
+        ]
+        for quantity in STATISTICS
+    }
+    assert steps["activation"] == steps["gradient"] == list(range(12))
+    assert steps["weight"] == steps["update"] == [0, 2, 4, 6, 8, 10]
+    for quantity, statistic in (("weight", "norm"), ("update", "ratio")):
+        exact = _stacked(oracle.steps, ("net.9", quantity), statistic)
+        got = recording.dynamics("net.9", quantity, f"{statistic}/mean")
+        want = [exact[[0, 2, 4, 6]].mean(0), exact[[8, 10]].mean(0)]
+        np.testing.assert_allclose(got, want, rtol=2e-3, atol=1e-6, err_msg=quantity)
