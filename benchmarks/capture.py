@@ -124,7 +124,7 @@ class WandbWatch(L.Callback):
     def __init__(self, folder: Path) -> None:
         import wandb
 
-        self.run = wandb.init(mode="offline", dir=str(folder), settings={"silent": True})
+        self.run = wandb.init(mode="offline", dir=str(folder), settings={"silent": True}, reinit="finish_previous")
 
     def on_train_start(self, trainer: L.Trainer, model: L.LightningModule) -> None:
         self.run.watch(model, log="all", log_freq=1)
