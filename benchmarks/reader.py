@@ -28,7 +28,7 @@ from dgm_tb.plugin.cache import CACHE
 from dgm_tb.plugin.plugin import ARRAY_ROUTES, JSON_ROUTES, view
 from dgm_tb.plugin.run import Run, open_run
 from dgm_tb.plugin.wire import Arguments, pack
-from dgm_tb.records import PLUGIN_NAME, STATISTICS, Record, compact, encode
+from dgm_tb.records import PLUGIN_NAME, STATISTICS, Record, encode
 
 LAYERS = [64, 128, 256, 512, 512, 256, 128, 64, 64, 128, 192, 192, 128, 64, 64, 64, 128, 256, 256, 256, 128, 64, 64, 64]
 WINDOW_STEPS = 16
@@ -65,13 +65,14 @@ def window_records(first: int, rng: np.random.Generator) -> list[Record]:
         body = {"quantity": quantity, "statistics": names}
         made.append(Record("layer_statistics", first, last, body, {"steps": steps, "values": per_layer}))
         aggregates = [f"{statistic.name}/{name}" for statistic in known for name in statistic.windows]
-        values = compact(np.repeat(base[:, None, None], len(aggregates), 2) + rng.normal(0, 0.1, (neurons, 1, 1)))
+        values = np.repeat(base[:, None, None], len(aggregates), 2) + rng.normal(0, 0.1, (neurons, 1, 1))
+        values = values.astype(np.float16)
         body = {"quantity": quantity, "aggregates": aggregates}
         windows = np.array([[first, last]])
         made.append(Record("dynamics", first, last, body, {"windows": windows, "values": values}))
     sampled = np.concatenate([np.arange(layer.offset, layer.offset + SAMPLED) for layer in graph().layers])
     for quantity in ("activation", "gradient"):
-        values = compact(base[sampled] + rng.normal(0, 0.1, (WINDOW_STEPS, len(sampled))))
+        values = (base[sampled] + rng.normal(0, 0.1, (WINDOW_STEPS, len(sampled)))).astype(np.float16)
         body = {"quantity": quantity, "statistic": STATISTICS[quantity][0].name}
         outliers = (np.arange(len(sampled)) % SAMPLED == 0).astype(np.uint8)
         arrays = {"steps": steps, "neurons": sampled, "outliers": outliers, "values": values}

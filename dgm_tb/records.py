@@ -21,8 +21,14 @@ from dgm_tb.errors import RecordError
 
 PLUGIN_NAME = "dgmtracker"
 SCHEMA_VERSION = 1
-SEGMENT_SUFFIX = ".dgm"
 MARKER_TAG = "dgmtracker/recording"
+
+HALF_MAX, HALF_TINY = 65504.0, 2.0**-14
+"""Largest and smallest normal number of float16."""
+HALF_LOST = 0.01
+"""Part of an array's values that may be smaller than that."""
+MAX_EXPONENT = 120
+"""Of a scale that keeps float16 values within float32."""
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -30,6 +36,7 @@ _DTYPES = {
     "f2": types_pb2.DT_HALF,
     "f4": types_pb2.DT_FLOAT,
     "f8": types_pb2.DT_DOUBLE,
+    "i4": types_pb2.DT_INT32,
     "i8": types_pb2.DT_INT64,
     "u1": types_pb2.DT_UINT8,
 }
@@ -312,25 +319,41 @@ def parse(payload: bytes) -> Record:
     return record
 
 
-def compact(array: Array) -> Array:
-    """Halve an array of floats where nothing is lost by it.
+def compact(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Any]]:
+    """Halve arrays of floats where nothing is lost by it.
 
     Returns:
-        float16 where every finite value fits (at most one non-zero value in a hundred below its normal range),
-        else float32. NaN and Inf are kept either way.
+        The arrays as float16 where every finite value fits, scaled by a power of two if need be (at most one non-zero
+        value in a hundred below its normal range), else as float32; NaN and Inf are kept either way. And what the body
+        of their record must say: ``{"exponents": {name: e}}``, where the values are to be multiplied by ``2**e``.
     """
+    halved = {name: _compact(array) for name, array in arrays.items()}
+    exponents = {name: exponent for name, (_, exponent) in halved.items() if exponent}
+    return {name: array for name, (array, _) in halved.items()}, {"exponents": exponents} if exponents else {}
+
+
+def _compact(array: Array) -> tuple[Array, int]:
     magnitude = np.abs(array[np.isfinite(array)])
     magnitude = magnitude[magnitude > 0]
-    if magnitude.size and (magnitude.max() > 65504 or np.mean(magnitude < 6.2e-5) > 0.01):
-        return array.astype(np.float32)
-    return array.astype(np.float16)
+    if not magnitude.size or (magnitude.max() <= HALF_MAX and np.mean(magnitude < HALF_TINY) <= HALF_LOST):
+        return array.astype(np.float16), 0
+    exponent = math.frexp(float(magnitude.max()))[1] - math.frexp(HALF_MAX)[1] + 1
+    if np.mean(magnitude < math.ldexp(HALF_TINY, exponent)) > HALF_LOST or abs(exponent) > MAX_EXPONENT:
+        return array.astype(np.float32), 0
+    return np.ldexp(array.astype(np.float32), -exponent).astype(np.float16), exponent
+
+
+def expand(name: str, values: Array, body: Mapping[str, Any]) -> Array:
+    """What ``compact`` made smaller, of a record with this body, as it was; float32 if it was scaled."""
+    exponent = body.get("exponents", {}).get(name, 0)
+    return np.ldexp(values.astype(np.float32), exponent) if exponent else values
 
 
 def _encode_array(kind: str, name: str, array: Array) -> summary_pb2.Summary.Value:
     array = np.asarray(array)
     code = f"{array.dtype.kind}{array.dtype.itemsize}"
     if code not in _DTYPES:
-        raise RecordError(f"{kind}.{name} has dtype {array.dtype}; use one of float16/32/64, int64, uint8")
+        raise RecordError(f"{kind}.{name} has dtype {array.dtype}; use one of float16/32/64, int32/64, uint8")
     little = np.ascontiguousarray(array, dtype=f"<{code}")
     tensor = tensor_pb2.TensorProto(dtype=_DTYPES[code], tensor_content=little.tobytes())
     for size in array.shape:

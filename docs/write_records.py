@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from dgm_tb import graph, records
+from dgm_tb.segment_names import LIVE_NAME, segment_name
 
 PAGE = Path(__file__).with_name("records.md")
 
@@ -14,10 +15,14 @@ HEAD = f"""# Records
 
 Written by `docs/write_records.py` from `dgm_tb/records.py` and `dgm_tb/graph.py`; change those, then run `make docs`.
 
-A recording is a folder `<run>/plugins/{records.PLUGIN_NAME}/<recording>/` of segments `000000{records.SEGMENT_SUFFIX}`,
-`000001{records.SEGMENT_SUFFIX}`, ... in TFRecord framing (`dgm_tb/framing.py`). Each record is a `tensorboard` `Event`:
+A recording is a folder `<run>/plugins/{records.PLUGIN_NAME}/<recording>/` of segments `{segment_name(0)}`,
+`{segment_name(1)}`, ... in TFRecord framing (`dgm_tb/framing.py`). Each record is a `tensorboard` `Event`:
 its JSON body is the plugin data of the first summary value, each array the tensor of one further value. Non-finite
-numbers in a body are the strings "NaN", "Infinity" and "-Infinity".
+numbers in a body are the strings "NaN", "Infinity" and "-Infinity". Where a body has `exponents` with the name of an
+array, that array's values are to be multiplied by two to the power of the number given there.
+
+Further files of that folder (`dgm_tb/segment_names.py`): `{segment_name(4, 7)}` replaces the segments 4 to 7 by fewer
+bytes; `{LIVE_NAME}` holds the windows that have not ended yet, and is replaced as a whole while the training runs.
 
 Schema version: {records.SCHEMA_VERSION}. Every version ever released stays readable.
 """

@@ -24,6 +24,7 @@ from dgm_tb.records import (
     check,
     compact,
     encode,
+    expand,
     parse,
     severity_order,
 )
@@ -75,7 +76,7 @@ def test_unknown_kinds_and_arrays_are_refused_with_what_is_known() -> None:
         encode(replace(SAMPLES["loss"], arrays={"volume": np.zeros(3)}))
 
 
-@pytest.mark.parametrize("array", [np.zeros(3, np.int32), np.zeros(3, complex), np.array(["a"] * 3)])
+@pytest.mark.parametrize("array", [np.zeros(3, np.int16), np.zeros(3, complex), np.array(["a"] * 3)])
 def test_dtypes_that_the_schema_lacks_are_refused(array: np.ndarray) -> None:
     with pytest.raises(RecordError, match="dtype"):
         encode(replace(SAMPLES["loss"], arrays={"steps": array}))
@@ -119,25 +120,38 @@ def test_other_bytes_are_a_record_error(payload: bytes) -> None:
     )
 )
 def test_compact_loses_nothing_that_matters(values: np.ndarray) -> None:
-    found = compact(values)
-    assert found.dtype in (np.float16, np.float32)
+    arrays, scale = compact({"values": values})
+    stored, found = arrays["values"], expand("values", arrays["values"], scale)
+    assert stored.dtype in (np.float16, np.float32)
     finite = np.isfinite(values)
     np.testing.assert_array_equal(np.isfinite(found), finite)
     np.testing.assert_array_equal(found[~finite], values[~finite])
-    if found.dtype == np.float32:
+    if stored.dtype == np.float32:
         np.testing.assert_array_equal(found, values.astype(np.float32))
         return
-    normal = finite & (np.abs(values) >= 6.2e-5)
+    normal = finite & (np.abs(values) >= 2.0 ** (-14 + scale.get("exponents", {}).get("values", 0)))
     np.testing.assert_allclose(found[normal].astype(np.float64), values[normal], rtol=2**-11)
     assert np.count_nonzero(finite & (values != 0) & ~normal) <= 0.01 * np.count_nonzero(finite & (values != 0))
 
 
 @pytest.mark.parametrize(
-    ("values", "size"),
-    [([1, 2, np.nan], 2), ([1e5, 1], 4), ([1e-6, 1], 4), ([0, 0], 2), ([np.nan], 2), ([65504], 2), ([65519], 4)],
+    ("values", "dtype", "exponent"),
+    [
+        ([1, 2, np.nan], np.float16, 0),
+        ([0, 0], np.float16, 0),
+        ([np.nan], np.float16, 0),
+        ([65504], np.float16, 0),
+        ([65519], np.float16, 1),
+        ([1e5, 1], np.float16, 2),
+        ([1e-6, 1e-9, np.inf], np.float16, -34),
+        ([1e-6, 1e5], np.float32, 0),
+        ([1e-44], np.float32, 0),
+    ],
 )
-def test_compact_halves_what_float16_can_hold(values: list[float], size: int) -> None:
-    assert compact(np.array(values, np.float32)).dtype.itemsize == size
+def test_compact_halves_what_float16_can_hold(values: list[float], dtype: type, exponent: int) -> None:
+    arrays, scale = compact({"values": np.array(values, np.float32)})
+    assert arrays["values"].dtype == dtype
+    assert scale == ({"exponents": {"values": exponent}} if exponent else {})
 
 
 def test_findings_come_back_and_drop_keys_of_newer_versions() -> None:

@@ -106,11 +106,12 @@ class Attribution:
     def records(self) -> list[Record]:
         """The matrices with a finite number in them; waits for the device they are on."""
         found = [(body, matrix.cpu().numpy()) for body, matrix in self._kept]
-        return [
-            Record("contribution", self.step, self.step, body, {"values": compact(values)})
-            for body, values in found
-            if np.isfinite(values).any()
-        ]
+        made = []
+        for body, values in found:
+            if np.isfinite(values).any():
+                arrays, scale = compact({"values": values})
+                made.append(Record("contribution", self.step, self.step, body | scale, arrays))
+        return made
 
 
 def _selected(slot: Slot, position: int | None, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:

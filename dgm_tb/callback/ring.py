@@ -12,7 +12,7 @@ from dgm_tb.algorithms.outliers import JUMP_RATIO, is_spike, jump
 from dgm_tb.callback.investigate import Step
 from dgm_tb.callback.slots import Slot
 from dgm_tb.callback.step_row import statistics_of
-from dgm_tb.records import Record
+from dgm_tb.records import Record, compact
 
 HISTORY_STEPS = 64
 ROWS_PER_BATCH = 8
@@ -86,15 +86,14 @@ class Ring:
                 examples[number, slot, : len(largest)] = largest.cpu().numpy()
             if known is not None:
                 indices[number, : len(known[:n_examples])] = known[:n_examples]
+        halved, scale = compact({"activation": activation, "gradient": gradient, "examples": examples})
         arrays: dict[str, Any] = {
             "steps": np.array([step.step for step in observed], np.int64),
-            "activation": activation.astype(np.float32),
-            "gradient": gradient.astype(np.float32),
-            "examples": examples,
+            **halved,
             "indices": indices,
         }
-        losses = [dict(step.losses) for step in observed]
-        return Record("ring", observed[0].step, observed[-1].step, {"reason": reason, "losses": losses}, arrays)
+        body = {"reason": reason, "losses": [dict(step.losses) for step in observed], **scale}
+        return Record("ring", observed[0].step, observed[-1].step, body, arrays)
 
 
 def _n_bytes(step: Step) -> int:

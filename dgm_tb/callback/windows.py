@@ -241,13 +241,14 @@ def _polyline_record(quantity: str, rows: Sequence[Row], sampler: PolylineSample
         return None
     values = _stack(rows, quantity)[:, 0]
     known = sampler.neurons < values.shape[1]
+    halved, scale = compact({"values": values[:, sampler.neurons[known]]})
     arrays = {
         "steps": np.array([row.step for row in rows], np.int64),
-        "neurons": sampler.neurons[known],
+        "neurons": sampler.neurons[known].astype(np.int32),
         "outliers": sampler.outliers[known].astype(np.uint8),
-        "values": compact(values[:, sampler.neurons[known]]),
+        **halved,
     }
-    body = {"quantity": quantity, "statistic": STATISTICS[quantity][0].name}
+    body = {"quantity": quantity, "statistic": STATISTICS[quantity][0].name, **scale}
     return Record("polylines", rows[0].step, rows[-1].step, body, arrays)
 
 
@@ -262,9 +263,8 @@ def _dynamics_record(quantity: str, windows: Sequence[tuple[int, int, dict[str, 
         for statistic in STATISTICS[quantity]
         for name in (statistic.windows if window_steps > 1 else statistic.windows[:1])
     ]
-    arrays = {
-        "windows": np.array([(first, last) for first, last, _ in windows], np.int64),
-        "values": values.astype(np.float32) if window_steps == 1 else compact(values),
-    }
-    body = {"quantity": quantity, "aggregates": aggregates}
+    whole = {"values": values.astype(np.float32)}
+    arrays, scale = compact(whole) if window_steps > 1 else (whole, {})
+    arrays["windows"] = np.array([(first, last) for first, last, _ in windows], np.int64)
+    body = {"quantity": quantity, "aggregates": aggregates, **scale}
     return Record("dynamics", windows[0][0], windows[-1][1], body, arrays)

@@ -9,6 +9,7 @@ from pathlib import Path
 from dgm_tb import framing, records
 from dgm_tb.callback.say import warn
 from dgm_tb.records import Record
+from dgm_tb.segment_names import segment_name
 
 SEGMENT_BYTES = 64 << 20
 QUEUE_BYTES = 256 << 20
@@ -62,7 +63,7 @@ class SegmentWriter:
             self._thread.join(60.0)
 
     def _path(self) -> Path:
-        return self.folder / f"{self._segment:06d}{records.SEGMENT_SUFFIX}"
+        return self.folder / segment_name(self._segment)
 
     def _run(self) -> None:
         while True:

@@ -10,7 +10,7 @@ from typing import Any
 
 from dgm_tb.errors import RecordError
 from dgm_tb.plugin.layout import ArrayPlace, check_axes
-from dgm_tb.records import KINDS
+from dgm_tb.records import KINDS, MAX_EXPONENT
 
 MAX_STEP = 1 << 53
 MAX_DEPTH = 24
@@ -38,6 +38,11 @@ def is_count(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
     return isinstance(value, (int, float)) and abs(value) < 1e300 and math.isfinite(value)
+
+
+def is_exponent(value: Any) -> bool:
+    """Whether it is a power of two by which float16 values may be scaled."""
+    return isinstance(value, int) and abs(value) <= MAX_EXPONENT
 
 
 def is_mapping(value: Any) -> bool:
@@ -76,7 +81,7 @@ def _is_part(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 3 and is_text(value[0]) and all(map(is_count, value[1:]))
 
 
-_texts, _steps = list_of(is_text), list_of(is_step)
+_texts, _steps, _exponents = list_of(is_text), list_of(is_step), mapping_of(is_exponent)
 _rows = with_keys(
     name=is_text, module=is_text, type=is_text, parameter=is_text, neurons=is_count, offset=is_count, shape=_steps
 )
@@ -105,15 +110,15 @@ BODIES: dict[str, dict[str, Check]] = {
     },
     "loss": {"names": _texts},
     "layer_statistics": {"quantity": is_text, "statistics": _texts},
-    "dynamics": {"quantity": is_text, "aggregates": _texts},
-    "polylines": {"quantity": is_text, "statistic": is_text},
+    "dynamics": {"quantity": is_text, "aggregates": _texts, "exponents": _exponents},
+    "polylines": {"quantity": is_text, "statistic": is_text, "exponents": _exponents},
     "samples": {
         "step": is_step, "examples": list_of(is_mapping), "layers": _texts, "axes": is_text,
         "finding": optional(is_text),
     },
     "contribution": {
         "step": is_step, "target": is_text, "direction": is_text, "samples": is_text, "columns": is_text,
-        "finding": optional(is_text),
+        "finding": optional(is_text), "exponents": _exponents,
     },
     "relevance": {
         "step": is_step, "target": is_text, "neuron": is_step, "sample": is_step, "layers": list_of(_is_part),
@@ -123,7 +128,7 @@ BODIES: dict[str, dict[str, Check]] = {
         "id": is_text,
         "finding": needs(_finding, "kind", "severity", "step", "first_step", "last_step", "module", "summary"),
     },
-    "ring": {"reason": is_text},
+    "ring": {"reason": is_text, "exponents": _exponents},
     "note": {"text": is_text},
     "end": {"reason": is_text, "last_step": is_step},
 }  # fmt: skip

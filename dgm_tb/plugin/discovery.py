@@ -5,7 +5,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from dgm_tb.records import PLUGIN_NAME, SEGMENT_SUFFIX
+from dgm_tb.records import PLUGIN_NAME
+from dgm_tb.segment_names import current_segments
 
 MAX_FOLDERS = 50_000
 """Folders looked at before giving up: a log folder set to "/" must not hang TensorBoard."""
@@ -57,7 +58,7 @@ def _walk(logdir: Path) -> Iterator[Path]:
 
 def _has_segments(folder: Path) -> bool:
     try:
-        return any(name.endswith(SEGMENT_SUFFIX) for name in os.listdir(folder))
+        return bool(current_segments(os.listdir(folder)))
     except OSError:
         return False
 

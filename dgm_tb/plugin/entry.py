@@ -13,6 +13,7 @@ import numpy as np
 from dgm_tb.errors import RecordError
 from dgm_tb.plugin.cache import Array
 from dgm_tb.plugin.layout import ArrayPlace, HeadReader, load_body
+from dgm_tb.records import expand
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,8 @@ class Entry:
                 content = pread(own, at, wanted)
         if len(content) != wanted:
             raise RecordError(f"{self.path.name} has shrunk: {wanted} bytes wanted, {len(content)} came")
-        return np.frombuffer(content, place.dtype).reshape((stop - first, *place.shape[1:]) if place.shape else ())
+        values = np.frombuffer(content, place.dtype).reshape((stop - first, *place.shape[1:]) if place.shape else ())
+        return expand(name, values, self.body) if values.dtype == np.float16 else values
 
 
 @contextmanager

@@ -57,6 +57,7 @@ DTYPES: dict[int, np.dtype[Any]] = {
     19: np.dtype("<f2"),
     1: np.dtype("<f4"),
     2: np.dtype("<f8"),
+    3: np.dtype("<i4"),
     9: np.dtype("<i8"),
     4: np.dtype("u1"),
 }

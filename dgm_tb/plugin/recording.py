@@ -18,7 +18,8 @@ from dgm_tb.plugin.checks import check_arrays, check_body, check_steps
 from dgm_tb.plugin.entry import Entry, opened
 from dgm_tb.plugin.layout import ArrayPlace, Head, HeadReader, load_body
 from dgm_tb.plugin.segments import Gap, Segment
-from dgm_tb.records import KINDS, SEGMENT_SUFFIX
+from dgm_tb.records import KINDS
+from dgm_tb.segment_names import current_segments
 
 MAX_KEPT_BODY = 4096
 MAX_GAPS = 1000
@@ -113,7 +114,7 @@ class Recording:
         """Index what has been appended since."""
         with self._lock:
             try:
-                names = sorted(name for name in os.listdir(self.folder) if name.endswith(SEGMENT_SUFFIX))
+                names = current_segments(os.listdir(self.folder))
             except OSError:
                 return
             for name, segment in list(self._segments.items()):

@@ -14,7 +14,7 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from dgm_tb.framing import frame
 from dgm_tb.graph import Edge, Graph, Layer, Link, Node, Weight
-from dgm_tb.records import MARKER_TAG, PLUGIN_NAME, STATISTICS, Finding, Record, compact, encode
+from dgm_tb.records import MARKER_TAG, PLUGIN_NAME, STATISTICS, Finding, Record, encode
 
 BAD_STEP = 437
 BAD_INDEX = 1203
@@ -163,7 +163,7 @@ def _quantity(graph: Graph, quantity: str, values: np.ndarray, rng: np.random.Ge
     windows = np.stack([starts, np.minimum(starts + WINDOW, len(values)) - 1], 1)
     reduced = np.stack([_window(values, windows, name.split("/")[1]) for name in aggregates], 2)
     yield Record("dynamics", 0, last, {"quantity": quantity, "aggregates": aggregates},
-                 {"windows": windows, "values": compact(reduced)}, time.time())  # fmt: skip
+                 {"windows": windows, "values": reduced.astype(np.float16)}, time.time())  # fmt: skip
     chosen, outliers = [], []
     for row in rows:
         pick = set(rng.permutation(row.neurons)[:SAMPLED].tolist())
@@ -183,9 +183,7 @@ def _window(values: np.ndarray, windows: np.ndarray, aggregate: str) -> np.ndarr
     return np.stack([function(values[first : last + 1], axis=0) for first, last in windows], 1)
 
 
-def _matrix(
-    graph: Graph, link: Link, step: int, direction: str, samples: str, rng: np.random.Generator
-) -> Record:
+def _matrix(graph: Graph, link: Link, step: int, direction: str, samples: str, rng: np.random.Generator) -> Record:
     sizes = {layer.name: layer.neurons for layer in graph.layers}
     values = rng.normal(0, 1, (sizes[link.target], sizes[link.source])) ** 3
     if samples == "abnormal" and link.target == BAD_LAYER:
