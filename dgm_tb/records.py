@@ -25,7 +25,7 @@ MARKER_TAG = "dgmtracker/recording"
 
 HALF_MAX, HALF_TINY = 65504.0, 2.0**-14
 """Largest and smallest normal number of float16."""
-HALF_LOST = 0.01
+HALF_LOST = 0.05
 """Part of an array's values that may be smaller than that."""
 MAX_EXPONENT = 120
 """Of a scale that keeps float16 values within float32."""
@@ -324,7 +324,7 @@ def compact(arrays: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, An
 
     Returns:
         The arrays as float16 where every finite value fits, scaled by a power of two if need be (at most one non-zero
-        value in a hundred below its normal range), else as float32; NaN and Inf are kept either way. And what the body
+        value in twenty below its normal range), else as float32; NaN and Inf are kept either way. And what the body
         of their record must say: ``{"exponents": {name: e}}``, where the values are to be multiplied by ``2**e``.
     """
     halved = {name: _compact(array) for name, array in arrays.items()}

@@ -131,7 +131,7 @@ def test_compact_loses_nothing_that_matters(values: np.ndarray) -> None:
         return
     normal = finite & (np.abs(values) >= 2.0 ** (-14 + scale.get("exponents", {}).get("values", 0)))
     np.testing.assert_allclose(found[normal].astype(np.float64), values[normal], rtol=2**-11)
-    assert np.count_nonzero(finite & (values != 0) & ~normal) <= 0.01 * np.count_nonzero(finite & (values != 0))
+    assert np.count_nonzero(finite & (values != 0) & ~normal) <= 0.05 * np.count_nonzero(finite & (values != 0))
 
 
 @pytest.mark.parametrize(

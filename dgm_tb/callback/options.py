@@ -20,7 +20,7 @@ class Options:
 
     logdir: str | Path | None = None
     every_n_steps: int = 1
-    window_steps: int = 16
+    window_steps: int = 32
     ring_steps: int = 8
     snapshot_steps: int = 50
     max_overhead: float | None = 0.05

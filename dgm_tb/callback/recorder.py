@@ -281,8 +281,9 @@ class Recorder:
             self.output.put(record)
 
     def write_ring(self, reason: str) -> None:
-        """Write the last steps at full resolution."""
-        record = self.ring.to_record(self.capture.slots, reason) if self.capture.slots else None
+        """Write the last steps at full resolution; fewer of them if nothing went wrong."""
+        n_steps = self.options.ring_steps if reason == "finished" else None
+        record = self.ring.to_record(self.capture.slots, reason, n_steps) if self.capture.slots else None
         if record is not None:
             self.write(record)
 

@@ -72,16 +72,23 @@ class Ring:
         """Names of the losses that leap out of a calm history in this step."""
         return [name for name, value in step.losses.items() if is_spike(self._losses.get(name, ()), value)]
 
-    def to_record(self, slots: list[Slot], reason: str) -> Record | None:
-        """The ring as a record, or None if nothing was observed."""
-        observed = [step for step, _ in self._rows]
+    def to_record(self, slots: list[Slot], reason: str, n_steps: int | None = None) -> Record | None:
+        """The ring as a record, or None if nothing was observed.
+
+        Args:
+            slots: What was observed.
+            reason: Why it is written.
+            n_steps: How many of its last steps; all by default.
+        """
+        rows = list(self._rows)[-n_steps if n_steps is not None else 0 :]
+        observed = [step for step, _ in rows]
         if not observed:
             return None
         n_examples = max((len(v) for step in observed for v in step.row.examples.values()), default=0)
         activation, gradient = statistics_of([step.row for step in observed], slots)
         examples = np.full((len(observed), len(slots), n_examples), np.nan, np.float32)
         indices = np.full((len(observed), n_examples), -1, np.int64)
-        for number, (step, known) in enumerate(self._rows):
+        for number, (step, known) in enumerate(rows):
             for slot, largest in step.row.examples.items():
                 examples[number, slot, : len(largest)] = largest.cpu().numpy()
             if known is not None:

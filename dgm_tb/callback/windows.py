@@ -1,5 +1,7 @@
 """From one row per step to records: losses and layer statistics per step, all neurons per window, sampled polylines."""
 
+import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -71,6 +73,7 @@ class Windows:
         self.layers: dict[str, list[tuple[int, int]]] = {}
         self.samplers = {quantity: PolylineSampler(quantity) for quantity in ("activation", "gradient")}
         self._window: list[Row] = []
+        self._began = 0.0
         self._fresh: list[Row] = []
         self._done: list[tuple[int, int, dict[str, Array]]] = []
         self._polylines: list[Record] = []
@@ -79,6 +82,8 @@ class Windows:
         """Take in one step."""
         self._fresh.append(row)
         if row.is_observed:
+            if not self._window:
+                self._began = time.monotonic()
             self._window.append(row)
         if len(self._window) >= self.window_steps:
             self._end_window()
@@ -122,9 +127,34 @@ class Windows:
                 of_row: Array = next(weights)
                 row.quantities |= {"weight": of_row[:1], "update": of_row[1:]}
 
+    def unfinished(self, older_than: float = math.inf) -> list[Record]:
+        """What the window that has not ended yet would say if it ended now; empty if there is none.
+
+        Args:
+            older_than: Windows that have begun later, in seconds of ``time.monotonic``, are left to end by themselves.
+        """
+        rows = self._window
+        if not rows or self._began > older_than:
+            return []
+        self._fill_in(rows)
+        window = rows[0].step, rows[-1].step, self._aggregated(rows)
+        made = [_dynamics_record(quantity, [window], self.window_steps) for quantity in window[2]]
+        lines = [_polyline_record(quantity, rows, sampler) for quantity, sampler in self.samplers.items()]
+        return [*made, *filter(None, lines)]
+
     def _end_window(self) -> None:
         rows, self._window = self._window, []
         self._fill_in(rows)
+        aggregated = self._aggregated(rows)
+        self._done.append((rows[0].step, rows[-1].step, aggregated))
+        if self.window_steps > 1:
+            for quantity, sampler in self.samplers.items():
+                sampler.update(aggregated[quantity][:, 0], self.layers[quantity])
+                record = _polyline_record(quantity, rows, sampler)
+                self._polylines += [record] if record is not None else []
+
+    def _aggregated(self, rows: Sequence[Row]) -> dict[str, Array]:
+        """Quantity -> its aggregates over some rows ``[neurons, aggregates]``."""
         aggregated: dict[str, Array] = {}
         for quantity, statistics in STATISTICS.items():
             known = [row for row in rows if quantity in row.quantities]
@@ -137,12 +167,7 @@ class Windows:
                     kept = statistic.windows if self.window_steps > 1 else statistic.windows[:1]
                     columns += [_AGGREGATES[name](values[:, number]) for name in kept]
             aggregated[quantity] = np.stack(columns, 1)
-        self._done.append((rows[0].step, rows[-1].step, aggregated))
-        if self.window_steps > 1:
-            for quantity, sampler in self.samplers.items():
-                sampler.update(aggregated[quantity][:, 0], self.layers[quantity])
-                record = _polyline_record(quantity, rows, sampler)
-                self._polylines += [record] if record is not None else []
+        return aggregated
 
 
 def _stack(rows: Sequence[Row], quantity: str) -> Array:

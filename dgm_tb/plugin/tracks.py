@@ -4,6 +4,7 @@ What was read is kept and extended as a recording grows. Superseded steps are le
 the wrong order come out in order, and what an older layout did not have yet is NaN.
 """
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -148,33 +149,34 @@ def windows(
     Raises:
         UnknownNameError: If the quantity has no such statistic.
     """
-    parts, picked = [], []
+    sources = []
     for recording, limit in spans:
         span = neuron_span(recording.graph, layer, quantity)
         entries = recording.entries("dynamics", quantity=quantity)
-        if span is None or not entries:
-            continue
-        _check_statistic(entries[-1], quantity, statistic)
+        if span is not None and entries:
+            _check_statistic(entries[-1], quantity, statistic)
+            sources.append((recording, limit, span, entries))
+    names = _aggregates(itertools.chain.from_iterable(entries for *_, entries in sources), statistic)
+    parts = []
+    for recording, limit, span, entries in sources:
         begin, stop = span if rows is None else (span[0] + rows.start, min(span[0] + rows.stop, span[1]))
-        read = partial(_read_windows, begin=begin, stop=stop, statistic=statistic)
+        read = partial(_read_windows, begin=begin, stop=stop, statistic=statistic, names=names)
         touched = [e for e in entries if e.first_step <= last and e.last_step >= first] or entries[-1:]
         if rows is None and len(touched) * SELDOM > len(entries):
-            joined = recording.joined(("dynamics", quantity, begin, stop, statistic), entries, read)
+            joined = recording.joined(("dynamics", quantity, begin, stop, statistic, names), entries, read)
         else:
             joined = recording.collect(touched, read)
         if joined:
             bounds, values = joined
             keep = (bounds[:, 1] < limit) & (bounds[:, 0] <= last) & (bounds[:, 1] >= first)
             parts.append((bounds, values) if keep.all() else (bounds[keep], values[keep]))
-            picked.append(tuple(aggregate_columns(entries[-1].body["aggregates"], statistic)))
     if not parts or not any(values.shape[1] for _, values in parts):
         return None
-    n_same = min(map(len, picked)) if len(set(picked)) == 1 else 1
-    bounds, values = map(concatenated, zip(*((b, v[:, :, :n_same]) for b, v in parts), strict=True))
+    bounds, values = map(concatenated, zip(*parts, strict=True))
     order = _order(bounds[:, 0])
     if order is not None:
         bounds, values = bounds[order], values[order]
-    return Windows(bounds, values, picked[0][:n_same])
+    return Windows(bounds, values, names)
 
 
 def polyline_points(spans: Spans, layer: str, quantity: str, first: float, last: float) -> Points:
@@ -297,8 +299,19 @@ def _read_row(entry: Entry, file: int, row: int, names: tuple[str, ...]) -> Arra
     return steps, found, np.full(len(steps), is_known)
 
 
-def _read_windows(entry: Entry, file: int, begin: int, stop: int, statistic: str) -> Arrays:
-    columns = list(aggregate_columns(entry.body["aggregates"], statistic).values())
+def _aggregates(entries: Iterable[Entry], statistic: str) -> tuple[str, ...]:
+    """Which aggregates of a statistic some of the records have: ``main``, ``min``, ``max`` in this order."""
+    bodies = {id(entry.kept): entry for entry in entries}  # shared by thousands of records
+    known = {name for entry in bodies.values() for name in aggregate_columns(entry.body["aggregates"], statistic)}
+    return tuple(name for name in ("main", "min", "max") if name in known)
+
+
+def _read_windows(entry: Entry, file: int, begin: int, stop: int, statistic: str, names: tuple[str, ...]) -> Arrays:
+    """Bounds and values; what a window of a single step does not hold of its own is its main aggregate."""
+    own = aggregate_columns(entry.body["aggregates"], statistic)
+    if "main" not in own:
+        return ()
+    columns = [own.get(name, own["main"]) for name in names]
     values = entry.read("values", begin, stop, file)[:, :, columns]
     return entry.read("windows", file=file), np.ascontiguousarray(values.transpose(1, 0, 2))
 
