@@ -25,3 +25,7 @@ class UnknownNameError(DgmError, KeyError):
 
 class UnsupportedLayerError(DgmError, TypeError):
     """A layer type for which no contribution rule is known."""
+
+
+class MissingPackageError(DgmError, ImportError):
+    """An optional package that is needed here, and is not installed."""

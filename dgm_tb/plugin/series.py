@@ -1,9 +1,15 @@
-"""What a run hands out: named arrays along the steps, and contribution matrices."""
+"""What a run hands out: named arrays along the steps, and contribution matrices; as data frames, if pandas is there."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from dgm_tb.errors import UnknownNameError
+from dgm_tb.plugin.optional import optional
+
+if TYPE_CHECKING:
+    import pandas
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -21,6 +27,15 @@ class Series:
     steps: Array
     values: Array
     global_steps: Array
+
+    def to_pandas(self) -> "pandas.Series[Any]":
+        """The values, indexed by ``step``; several series of a dictionary make a ``pandas.DataFrame`` of it.
+
+        Raises:
+            MissingPackageError: Without pandas.
+        """
+        pandas = optional("pandas", "to_pandas")
+        return pandas.Series(self.values, pandas.Index(self.steps, name="step"), copy=True)
 
 
 @dataclass(frozen=True)
@@ -44,6 +59,28 @@ class Dynamics:
     low: Array | None = None
     high: Array | None = None
     outliers: Array | None = None
+
+    def to_pandas(self, of: str = "values") -> "pandas.DataFrame":
+        """A table with one row per ``step`` and one column per ``neuron``, each named by its number within the layer.
+
+        Args:
+            of: ``values``, or ``low`` or ``high`` for the smallest or largest value in each window.
+
+        Returns:
+            float32; with windows, the index is the last step of each.
+
+        Raises:
+            MissingPackageError: Without pandas.
+            UnknownNameError: If ``of`` names something else, or what is not kept.
+        """
+        pandas = optional("pandas", "to_pandas")
+        kept = {"values": self.values, "low": self.low, "high": self.high}
+        values = kept.get(of)
+        if values is None:
+            known = ", ".join(name for name, array in kept.items() if array is not None)
+            raise UnknownNameError(f"no {of!r} of these neurons; there are {known}")
+        index, columns = pandas.Index(self.steps, name="step"), pandas.Index(self.neurons, name="neuron")
+        return pandas.DataFrame(values.T, index, columns, copy=True)
 
 
 class ContributionMatrix(np.ndarray[Any, np.dtype[np.float32]]):
@@ -79,3 +116,16 @@ class ContributionMatrix(np.ndarray[Any, np.dtype[np.float32]]):
         largest = self.largest[..., None]
         scaled = np.asarray(self) / np.where(largest > 0, largest, 1.0)
         return np.clip(scaled, -1.0, 1.0)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A table with one row per ``target`` neuron and one column per ``source`` neuron, numbered from 0; float32.
+
+        Raises:
+            MissingPackageError: Without pandas.
+            ValueError: If this is a part of a matrix that has no two axes.
+        """
+        pandas = optional("pandas", "to_pandas")
+        if self.ndim != 2:
+            raise ValueError(f"a table has the axes [target neurons, source neurons]; got shape {self.shape}")
+        frame = pandas.DataFrame(np.asarray(self), copy=True)
+        return frame.rename_axis(index="target", columns="source")
