@@ -11,7 +11,7 @@ import pytest
 import dgm_tb
 
 PACKAGE = Path(dgm_tb.__file__).parent
-SCHEMA = {"dgm_tb", "dgm_tb.errors", "dgm_tb.framing", "dgm_tb.graph", "dgm_tb.records", "dgm_tb.segment_names"}
+SCHEMA = {f"dgm_tb{name}" for name in ("", ".errors", ".framing", ".graph", ".records", ".resync", ".segment_names")}
 TORCH = {"torch", "lightning", "pytorch_lightning"}
 ARRAY_LIBRARIES = {"numpy": "numpy", "scipy": "numpy", "sklearn": "numpy", "torch": "torch"}
 
@@ -19,12 +19,13 @@ ARRAY_LIBRARIES = {"numpy": "numpy", "scipy": "numpy", "sklearn": "numpy", "torc
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "framing": set(),
+    "resync": {"framing"},
     "segment_names": set(),
     "records": {"errors"},
     "graph": {"errors"},
     "algorithms": {"errors"},
-    "callback": {"errors", "framing", "graph", "records", "segment_names", "algorithms", ""},
-    "plugin": {"errors", "framing", "graph", "records", "segment_names", "algorithms", ""},
+    "callback": {"errors", "framing", "graph", "records", "resync", "segment_names", "algorithms", ""},
+    "plugin": {"errors", "framing", "graph", "records", "resync", "segment_names", "algorithms", ""},
     "demo": {"callback", "records"},
     "cli": {"errors", "records", "plugin", "demo", ""},
     "__main__": {"cli"},

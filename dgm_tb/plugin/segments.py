@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dgm_tb import framing
-from dgm_tb.plugin.resync import find_header
+from dgm_tb.resync import find_header
 
 BLOCK_BYTES = 8 << 20
 RESYNC_BYTES = 1 << 20

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dgm_tb import framing
-from dgm_tb.plugin.resync import find_header
 from dgm_tb.plugin.segments import PATIENCE_SECONDS, Segment
+from dgm_tb.resync import find_header
 
 PAYLOADS = [bytes([65 + number]) * (20 + 7 * number) for number in range(5)]
 FRAMED = [framing.frame(payload) for payload in PAYLOADS]
