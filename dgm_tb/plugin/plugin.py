@@ -1,13 +1,10 @@
 """The TensorBoard plugin: every route of http_api.md. GET only, no side effects, no paths from clients."""
 
-import hashlib
 import json
-import mimetypes
 import threading
 from collections.abc import Callable
 from functools import partial
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tensorboard.backend import http_util
@@ -15,6 +12,7 @@ from tensorboard.plugins import base_plugin
 from werkzeug import Request, Response, wrappers
 
 from dgm_tb.errors import DgmError
+from dgm_tb.plugin import assets
 
 if TYPE_CHECKING:
     from dgm_tb.plugin.run import Run
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
 
 PLUGIN_NAME = "dgmtracker"
 """As in ``records``, which is not imported at start."""
-STATIC = Path(__file__).parent / "static"
 YEAR_SECONDS = 365 * 24 * 3600
 MAX_RUN_NAME = 1 << 16
 
@@ -46,8 +43,6 @@ ARRAY_ROUTES = {
 They are imported with the first request: TensorBoard starts without waiting for them (50 ms of CPU).
 """
 
-_MIME_TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".json": "application/json"}
-
 
 class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     """The tab *DGMTracker*.
@@ -62,7 +57,7 @@ class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         self._context = context
         self._lock = threading.Lock()
         self._found: Runs | None = None
-        self._version, self._files = _static_files()
+        self._version, self._files = assets.find()
 
     @property
     def _runs(self) -> "Runs":
@@ -86,7 +81,7 @@ class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
 
     def frontend_metadata(self) -> base_plugin.FrontendMetadata:
         """Name of the tab and its entry module; asked for with every page, so files edited since get a new address."""
-        self._version, self._files = _static_files()
+        self._version, self._files = assets.find()
         return base_plugin.FrontendMetadata(
             es_module_path=f"/static/{self._version}/index.js", tab_name="DGMTracker", disable_reload=False
         )
@@ -116,8 +111,8 @@ class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         path = self._files.get(name)
         if path is None:
             return _respond(request, f"the tab has no file {name[:80]!r}", "text/plain", code=404)
-        mime = _MIME_TYPES.get(path.suffix) or mimetypes.guess_type(path.name)[0] or "text/plain"
-        return _respond(request, path.read_bytes(), mime, expires=YEAR_SECONDS if version == self._version else 0)
+        content, mime = assets.served(path)
+        return _respond(request, content, mime, expires=YEAR_SECONDS if version == self._version else 0)
 
 
 def view(place: str) -> "Callable[[Run, Arguments], Any]":
@@ -160,12 +155,3 @@ def _respond(request: Request, content: Any, mime: str, code: int = 200, expires
         content = content.encode("utf-8", "replace")
     response: Response = http_util.Respond(request, content, mime, code=code, expires=expires)
     return response
-
-
-def _static_files() -> tuple[str, dict[str, Path]]:
-    """A short hash of the tab's files, and the files by their path inside the folder."""
-    paths = sorted(path for path in STATIC.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
-    digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.relative_to(STATIC).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:12], {path.relative_to(STATIC).as_posix(): path for path in paths}

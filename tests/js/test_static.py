@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from dgm_tb.plugin import assets
+
 ROOT = Path(__file__).parents[2]
 STATIC = ROOT / "dgm_tb" / "plugin" / "static"
 OWN = sorted(path for path in STATIC.rglob("*.js") if path.parent.name != "vendor")
@@ -42,8 +44,20 @@ def test_nothing_is_loaded_from_elsewhere_and_no_markup_is_made_of_strings() -> 
 
 
 def test_the_scripts_fit_their_budget() -> None:
-    sizes = {path: len(gzip.compress(path.read_bytes(), 9)) for path in STATIC.rglob("*.js")}
+    sizes = {path: len(gzip.compress(assets.served(path)[0], 9)) for path in STATIC.rglob("*.js")}
     assert sum(sizes.values()) <= 110_000
+
+
+@pytest.mark.parametrize("path", OWN, ids=lambda path: str(path.relative_to(STATIC)))
+def test_scripts_are_served_without_comments_and_otherwise_as_they_are(path: Path) -> None:
+    written, sent = path.read_text().split("\n"), assets.served(path)[0].decode().split("\n")
+    assert len(sent) == len(written), "positions in error messages stay true"
+    left_out = [number for number, (before, after) in enumerate(zip(written, sent, strict=True)) if before != after]
+    for number in left_out:
+        assert sent[number] == ""
+        assert re.match(r"\s*(//|/\*|\*)", written[number]), written[number]
+        assert "\n".join(written[:number]).count("`") % 2 == 0, "a text over several lines is no comment"
+    assert left_out or not re.search(r"^\s*/[/*]", path.read_text(), re.MULTILINE)
 
 
 def test_licences_of_all_vendored_packages_are_shipped() -> None:
