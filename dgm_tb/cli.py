@@ -13,19 +13,16 @@ import textwrap
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-import numpy as np
 
 from dgm_tb import __version__
 from dgm_tb.demo import SCENARIOS
 from dgm_tb.errors import DgmError, NoRecordingError
+from dgm_tb.plugin.discovery import find_runs
+from dgm_tb.plugin.export import WRITERS, Table, choose_format, csv_lines, layer_table, loss_table, neuron_table, write
+from dgm_tb.plugin.recording import Recording
+from dgm_tb.plugin.run import HOW_TO_RECORD, Run, open_run
+from dgm_tb.plugin.sizes import Sizes, sizes_of
 from dgm_tb.records import SEVERITIES, STATISTICS, Finding, severity_order
-
-if TYPE_CHECKING:
-    from dgm_tb.plugin.recording import Recording
-    from dgm_tb.plugin.run import Run
-    from dgm_tb.plugin.series import Dynamics
 
 DEMO_LOGDIR = "dgm_tb_demo"
 
@@ -55,7 +52,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def demo(options: argparse.Namespace) -> int:
     """Train a scenario, say what was found, and serve it in TensorBoard."""
     from dgm_tb.demo.training import record
-    from dgm_tb.plugin.run import open_run
 
     scenario, logdir = SCENARIOS[options.scenario], Path(options.logdir)
     print(f"{options.scenario}: {scenario.story}", flush=True)
@@ -88,25 +84,29 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def export(options: argparse.Namespace) -> int:
-    """Write the dynamics of one layer's neurons to a file, or as CSV to the terminal."""
-    from dgm_tb.plugin.run import open_run
-
-    if options.format == "npz" and options.out is None:
-        raise DgmError("npz is no text: name a file with --out")
-    dynamics = open_run(options.logdir).dynamics(options.layer, options.quantity, options.statistic)
-    if options.format == "npz":
-        np.savez_compressed(
-            options.out,
-            first_steps=dynamics.first_steps,
-            steps=dynamics.steps,
-            neurons=dynamics.neurons,
-            values=dynamics.values,
-        )
-    elif options.out is None:
-        sys.stdout.writelines(f"{line}\n" for line in _csv_lines(dynamics))
+    """Write numbers of a run to a file, or as CSV to the terminal."""
+    chosen = choose_format(options.format, options.out)
+    table = _table_to_export(options)
+    if options.out is None:
+        sys.stdout.writelines(csv_lines(table))
     else:
-        Path(options.out).write_text("".join(f"{line}\n" for line in _csv_lines(dynamics)), encoding="utf-8")
+        write(table, Path(options.out), chosen)
     return 0
+
+
+def _table_to_export(options: argparse.Namespace) -> Table:
+    if options.losses:
+        given = {"--quantity": options.quantity, "--statistic": options.statistic}
+        unused = [name for name, value in given.items() if value] + ["--layer-statistics"] * options.layer_statistics
+        if unused:
+            raise DgmError(f"--losses takes no {unused[0]}: a loss is of the whole model; name a --layer instead")
+        return loss_table(open_run(options.logdir))
+    quantity = options.quantity or next(iter(STATISTICS))
+    if not options.layer_statistics:
+        return neuron_table(open_run(options.logdir), options.layer, quantity, options.statistic)
+    if options.statistic:
+        raise DgmError("--layer-statistics writes all statistics, one per column; leave --statistic out")
+    return layer_table(open_run(options.logdir), options.layer, quantity)
 
 
 def describe(findings: Sequence[Finding], n_runs: int = 1) -> str:
@@ -140,10 +140,7 @@ def _list(numbers: Sequence[int], limit: int = 12) -> str:
     return ", ".join(map(str, numbers[:limit])) + more
 
 
-def _open_runs(logdir: str) -> "list[Run]":
-    from dgm_tb.plugin.discovery import find_runs
-    from dgm_tb.plugin.run import HOW_TO_RECORD, Run
-
+def _open_runs(logdir: str) -> list[Run]:
     folder = Path(logdir)
     runs = find_runs(folder)
     if not runs:
@@ -152,7 +149,7 @@ def _open_runs(logdir: str) -> "list[Run]":
     return [Run(place, name=place.resolve().name if name == "." else name) for name, place in runs.items()]
 
 
-def _inspect_run(run: "Run") -> list[str]:
+def _inspect_run(run: Run) -> list[str]:
     first, last = run.steps or (0, -1)
     graph = run.graph
     lines = [
@@ -177,22 +174,51 @@ def _inspect_run(run: "Run") -> list[str]:
     return lines
 
 
-def _inspect_recording(recording: "Recording") -> list[str]:
-    model, found = recording.facts.get("model", "?"), recording.entries("end")
-    losses = recording.entries("loss")
-    n_steps = losses[-1].last_step - losses[0].first_step + 1 if losses else 0
-    n_bytes = sum(file.stat().st_size for file in recording.folder.iterdir())
-    per_step = f", {n_bytes / n_steps:,.0f} bytes per step" if n_steps else ""
+def _inspect_recording(recording: Recording) -> list[str]:
+    model, found, sizes = recording.facts.get("model", "?"), recording.entries("end"), sizes_of(recording)
     ended = found[-1].body["reason"] if found else "not ended"
     rows = [
         (kind, str(len(recording.entries(kind))), f"{size:,}")
         for kind, size in sorted(recording.sizes().items(), key=lambda item: -item[1])
     ]
     return [
-        f"  recording {recording.name}: {model}, {n_steps} steps from {recording.resume_step}, {ended}",
-        f"  {n_bytes:,} bytes on disk{per_step}",
+        f"  recording {recording.name}: {model}, {sizes.n_steps} steps from {recording.resume_step}, {ended}",
+        *(f"  {line}" for line in _describe_sizes(sizes)),
         *_table([("record kind", "records", "bytes"), *rows]),
     ]
+
+
+def _describe_sizes(sizes: Sizes) -> list[str]:
+    lines = [f"{sizes.n_bytes:,} bytes on disk"]
+    if sizes.n_steps and sizes.n_growing_bytes:
+        lines[0] += f", of which {sizes.n_growing_bytes:,} grow with the steps:"
+        lines[0] += f" {_bytes(sizes.n_growing_bytes / sizes.n_steps)} per step"
+    if sizes.n_observed and sizes.n_growing_bytes:
+        step = "step" if sizes.n_observed == sizes.n_steps else "observed step"
+        raw = {"every neuron at full resolution": sizes.row_bytes, "the activations": sizes.activation_bytes}
+        ratios = [
+            f"{_ratio(sizes.n_growing_bytes, size * sizes.n_observed)} of {name} ({_bytes(size)} per {step})"
+            for name, size in raw.items()
+            if size
+        ]
+        lines += [f"these are {', '.join(ratios)}"] if ratios else []
+    if sizes.n_thinned:
+        lines.append(f"{sizes.n_thinned:,} of the steps are kept at reduced detail, to stay below max_disk_mb")
+    return lines
+
+
+def _ratio(part: float, whole: float) -> str:
+    if part > whole:
+        return f"{part / whole:,.1f} times the size"
+    return f"1/{whole / part:,.0f}" if whole >= 10 * part else f"1/{whole / part:.1f}"
+
+
+def _bytes(size: float) -> str:
+    for unit in ("bytes", "KB", "MB", "GB"):
+        if size < 999.5:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} TB"
 
 
 def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -207,13 +233,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def _csv_lines(dynamics: "Dynamics") -> list[str]:
-    """One line per window (per step where all were kept), one column per neuron."""
-    lines = [",".join(["first_step", "last_step", *(f"neuron_{neuron}" for neuron in dynamics.neurons)])]
-    columns = zip(dynamics.first_steps, dynamics.steps, dynamics.values.T, strict=True)
-    return lines + [",".join([str(first), str(last), *map(str, values)]) for first, last, values in columns]
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -241,12 +260,17 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(command=inspect)
     command.add_argument("logdir", help="a log folder or a run folder")
 
-    command = commands.add_parser("export", help="write the dynamics of a layer's neurons as CSV or NumPy arrays")
+    command = commands.add_parser("export", help="write the numbers of a layer's neurons, or losses, to a file")
     command.set_defaults(command=export)
     command.add_argument("logdir", help="a run folder, or a log folder that holds one run")
-    command.add_argument("--layer", required=True, help="as listed by inspect")
-    command.add_argument("--quantity", choices=list(STATISTICS), default="activation", help="default: %(default)s")
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--layer", help="the dynamics of its neurons; as listed by inspect")
+    what.add_argument("--losses", action="store_true", help="all losses, at every step")
+    command.add_argument("--quantity", choices=list(STATISTICS), help=f"default: {next(iter(STATISTICS))}")
     command.add_argument("--statistic", help="one of the quantity's; its first by default")
-    command.add_argument("--format", choices=["csv", "npz"], default="csv", help="default: %(default)s")
+    command.add_argument(
+        "--layer-statistics", action="store_true", help="statistics of the layer as a whole, at every observed step"
+    )
+    command.add_argument("--format", choices=list(WRITERS), help="default: that of the file's suffix, else csv")
     command.add_argument("--out", help="file to write; CSV goes to the terminal without it")
     return parser

@@ -6,12 +6,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pandas
 import pytest
 from browser.synthetic import BAD_INDEX, BAD_LAYER, BAD_STEP, vae_records, write_run
 
 from dgm_tb import open_run
 from dgm_tb.cli import main
 from dgm_tb.framing import frame
+from dgm_tb.plugin.sizes import Sizes
 from dgm_tb.records import STATISTICS, Finding, Record, encode
 
 FIELDS = {
@@ -113,9 +115,44 @@ def test_inspect_lists_runs_layers_steps_and_sizes(logdir: Path, capsys: pytest.
         assert part in out
     recording = run.recordings[0]
     n_bytes = sum(file.stat().st_size for file in recording.folder.iterdir())
-    assert f"{n_bytes:,} bytes on disk, {n_bytes / 480:,.0f} bytes per step" in out
+    assert f"{n_bytes:,} bytes on disk" in out
     for kind, size in recording.sizes().items():
         assert any(line.split()[:3:2] == [kind, f"{size:,}"] for line in out.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("sizes", "lines"),
+    [
+        (
+            Sizes(9_000_000, 1_210_000, 100, 100, 0, 227_000, 79_000_000),
+            [
+                "9,000,000 bytes on disk, of which 1,210,000 grow with the steps: 12.1 KB per step",
+                "these are 1/19 of every neuron at full resolution (227 KB per step), "
+                "1/6,529 of the activations (79 MB per step)",
+            ],
+        ),
+        (
+            Sizes(2000, 1000, 100, 10, 1234, 280, 40),
+            [
+                "2,000 bytes on disk, of which 1,000 grow with the steps: 10 bytes per step",
+                "these are 1/2.8 of every neuron at full resolution (280 bytes per observed step), "
+                "2.5 times the size of the activations (40 bytes per observed step)",
+                "1,234 of the steps are kept at reduced detail, to stay below max_disk_mb",
+            ],
+        ),
+        (Sizes(500, 0, 0, 0, 0, 280, 40), ["500 bytes on disk"]),
+        (Sizes(500, 100, 1, 1, 0, 0, 0), ["500 bytes on disk, of which 100 grow with the steps: 100 bytes per step"]),
+    ],
+)
+def test_inspect_says_what_grows_beside_what_it_was_made_of(
+    sizes: Sizes, lines: list[str], logdir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dgm_tb.cli.sizes_of", lambda recording: sizes)
+    main(["inspect", str(logdir / "healthy")])
+    said = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    first = next(number for number, line in enumerate(said) if "on disk" in line)
+    assert said[first : first + len(lines) + 1] == [*lines, said[first + len(lines)]]
+    assert said[first + len(lines)].startswith("record kind")
 
 
 @pytest.mark.parametrize("quantity", STATISTICS)
@@ -155,6 +192,11 @@ def test_exported_arrays_are_the_dynamics(logdir: Path, tmp_path: Path) -> None:
         (["failing", "--layer", "to_mu", "--statistic", "median"], "mean"),
         (["failing", "--layer", "encoder.1", "--quantity", "weight"], "no weights"),
         (["failing", "--layer", "to_mu", "--format", "npz"], "--out"),
+        (["failing", "--layer", "to_mu", "--format", "npz", "--out", "x.csv"], "ends in .csv"),
+        (["failing", "--layer", "encoder.99", "--layer-statistics"], "encoder.0"),
+        (["failing", "--layer", "to_mu", "--layer-statistics", "--statistic", "mean"], "leave --statistic out"),
+        (["failing", "--losses", "--quantity", "weight"], "--losses takes no --quantity"),
+        (["failing", "--losses", "--layer-statistics"], "--losses takes no --layer-statistics"),
         (["failing", "--layer", "to_mu", "--out", "no/such/folder/x.csv"], "no/such/folder"),
         ([".", "--layer", "to_mu"], "failing, healthy, warned/version_0"),
     ],
@@ -163,13 +205,53 @@ def test_export_says_what_there_is(
     logdir: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["export", str(logdir / arguments[0]), *arguments[1:]]) == 2
-    assert said in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert said in err
+    assert len(err.splitlines()) == 1
 
 
-def test_reader_commands_load_no_torch(logdir: Path) -> None:
+def test_without_pyarrow_parquet_is_wrong_use_and_leaves_no_file(
+    logdir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    out = tmp_path / "t.parquet"
+    assert main(["export", str(logdir / "healthy"), "--losses", "--out", str(out)]) == 2
+    assert "pip install pyarrow" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_the_suffix_chooses_the_format(logdir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "t.parquet"
+    assert main(["export", str(logdir / "healthy"), "--losses", "--out", str(out)]) == 0
+    losses = open_run(logdir / "healthy").losses
+    frame = pandas.read_parquet(out).set_index("step").drop(columns="global_step")
+    pandas.testing.assert_frame_equal(frame, pandas.DataFrame({name: s.to_pandas() for name, s in losses.items()}))
+
+
+def test_a_layer_as_a_whole_is_a_table_of_its_statistics(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "export",
+        str(logdir / "healthy"),
+        "--layer",
+        "to_mu",
+        "--quantity",
+        "activation",
+        "--layer-statistics",
+    ]
+    assert main(arguments) == 0
+    header, *rows = [line.split(",") for line in capsys.readouterr().out.splitlines()]
+    statistics = open_run(logdir / "healthy").layer_statistics("to_mu", "activation")
+    assert header == ["step", *statistics]
+    np.testing.assert_array_equal(
+        np.array(rows, np.float32)[:, 1:].T, [series.values for series in statistics.values()]
+    )
+
+
+def test_reader_commands_load_neither_torch_nor_what_is_optional(logdir: Path) -> None:
     code = (
         "import sys; from dgm_tb.cli import main; main(['inspect', sys.argv[1]]); main(['diagnose', sys.argv[1]]); "
-        "sys.exit(sum(m in sys.modules for m in ('torch', 'lightning', 'sklearn')))"
+        "main(['export', sys.argv[1] + '/healthy', '--losses']); "
+        "sys.exit(sum(m in sys.modules for m in ('torch', 'lightning', 'sklearn', 'pandas', 'pyarrow')))"
     )
     done = subprocess.run([sys.executable, "-c", code, str(logdir)], check=False, capture_output=True)
     assert done.returncode == 0
