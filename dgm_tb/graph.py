@@ -5,6 +5,7 @@ Shared by the callback, which traces it, and the plugin, which draws it; travels
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from typing import Any, TypeVar
 
 from dgm_tb.errors import RecordError
@@ -153,6 +154,16 @@ class Graph:
             )
         except (TypeError, KeyError, AttributeError) as error:
             raise RecordError(f"a graph record of another form: {error}") from error
+
+    @cached_property
+    def layer_rows(self) -> dict[str, int]:
+        """Layer -> its number in arrays over all layers; of layers of one name, the first."""
+        return {layer.name: number for number, layer in reversed(list(enumerate(self.layers)))}
+
+    @cached_property
+    def weight_rows(self) -> dict[str, int]:
+        """Module -> its number in arrays over all modules with weights; of modules of one name, the first."""
+        return {weight.module: number for number, weight in reversed(list(enumerate(self.weights)))}
 
     def flow_order(self) -> list[Layer]:
         """Layers in data-flow order: further outputs follow the first one; those outside the DAG come last."""

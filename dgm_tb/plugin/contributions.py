@@ -1,5 +1,6 @@
 """The neuron view: a layer between its neighbours, and who contributed to whom. See http_api.md."""
 
+from collections import deque
 from typing import Any
 
 import numpy as np
@@ -85,9 +86,9 @@ def _neighbours(graph: Graph, layer: str, *, upstream: bool) -> list[str]:
         start, end = (edge.target, edge.source) if upstream else (edge.source, edge.target)
         steps.setdefault(start, []).append(end)
     found: list[str] = []
-    seen, queue = {layer}, list(steps.get(layer, []))
+    seen, queue = {layer}, deque(steps.get(layer, []))
     while queue and len(found) < MAX_NEIGHBOURS:
-        node = queue.pop(0)
+        node = queue.popleft()
         if node in seen:
             continue
         seen.add(node)

@@ -26,7 +26,8 @@ def statistic_names(aggregates: list[str]) -> list[str]:
 
 def find_layer(graph: Graph, name: str) -> Layer | None:
     """The layer of that name."""
-    return next((layer for layer in graph.layers if layer.name == name), None)
+    number = graph.layer_rows.get(name)
+    return None if number is None else graph.layers[number]
 
 
 def neuron_span(graph: Graph, layer: str, quantity: str) -> tuple[int, int] | None:
@@ -36,8 +37,11 @@ def neuron_span(graph: Graph, layer: str, quantity: str) -> tuple[int, int] | No
         return None
     if quantity in ("activation", "gradient"):
         return found.offset, found.offset + found.neurons
-    weight = next((weight for weight in graph.weights if weight.module == found.module), None)
-    return None if weight is None else (weight.offset, weight.offset + weight.neurons)
+    number = graph.weight_rows.get(found.module)
+    if number is None:
+        return None
+    weight = graph.weights[number]
+    return weight.offset, weight.offset + weight.neurons
 
 
 def row_number(graph: Graph, layer: str, quantity: str) -> int | None:
@@ -46,6 +50,5 @@ def row_number(graph: Graph, layer: str, quantity: str) -> int | None:
     if found is None:
         return None
     if quantity in ("activation", "gradient"):
-        return graph.layers.index(found)
-    modules = [weight.module for weight in graph.weights]
-    return modules.index(found.module) if found.module in modules else None
+        return graph.layer_rows[layer]
+    return graph.weight_rows.get(found.module)

@@ -307,7 +307,7 @@ class Run:
         """Records of a kind (``samples``, ``relevance``) that belong to a finding, by its id."""
         spans = list(self.spans())
         number, _, name = finding.partition("-") if len(spans) > 1 else ("0", "", finding)
-        if not number.isdigit() or int(number) >= len(spans):
+        if not (number.isascii() and number.isdigit()) or int(number) >= len(spans):
             return []
         return spans[int(number)][0].entries(kind, finding=name)
 

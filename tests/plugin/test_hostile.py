@@ -243,3 +243,19 @@ def test_texts_that_can_not_be_encoded_do_no_harm(tmp_path: Path) -> None:
     assert get(client, "losses", run=".").status_code == 200
     assert get(client, "samples", run=".", finding="x").status_code == 404
     ask_everything(tmp_path)
+
+
+def test_the_id_of_a_finding_is_no_number_of_another_script(tmp_path: Path) -> None:
+    sample.write(tmp_path, sample.all_records())
+    sample.write(tmp_path, [sample.recording_record("later", started=sample.STARTED + 1)], name="later")
+    client = make_client(tmp_path)
+    assert get(client, "samples", run=".", finding="0-f1").status_code == 200
+    for number in ("²", "١", "x", "", "2", "-1"):
+        assert get(client, "samples", run=".", finding=f"{number}-f1").status_code == 404
+
+
+def test_a_graph_of_very_many_layers_costs_no_more_than_it_is_long(tmp_path: Path) -> None:
+    graph = sample.graph().to_json()
+    graph["layers"] += [{**graph["layers"][1], "name": f"part{number}"} for number in range(20_000)]
+    sample.write(tmp_path, [sample.recording_record(), Record("graph", 0, 0, graph), *list(sample.all_records())[2:]])
+    ask_everything(tmp_path)
