@@ -10,6 +10,7 @@ from dgm_tb import graph, records
 from dgm_tb.segment_names import LIVE_NAME, segment_name
 
 PAGE = Path(__file__).with_name("records.md")
+EXAMPLE = Path(__file__).with_name("read_records.py")
 
 HEAD = f"""# Records
 
@@ -30,7 +31,7 @@ Schema version: {records.SCHEMA_VERSION}. Every version ever released stays read
 
 def page() -> str:
     """The whole page."""
-    return "\n".join([HEAD, kinds(), statistics(), findings(), graphs()])
+    return "\n".join([HEAD, kinds(), statistics(), findings(), graphs(), without_dgm_tb(), exports()])
 
 
 def table(*rows: tuple[str, ...]) -> str:
@@ -86,6 +87,51 @@ def graphs() -> str:
         for cls in classes
     ]
     return "## The graph\n\n" + table(("object", "fields", "what it is"), *rows)
+
+
+def without_dgm_tb() -> str:
+    """How others read the files: the example."""
+    return f"""## Reading without dgm_tb
+
+Any reader of TFRecord files will do, with any library for protocol buffers. A TFRecord is the length of its payload (8
+bytes, little-endian), a checksum of these bytes (4), the payload, and a checksum of it (4). This is
+`docs/{EXAMPLE.name}`; it leaves `{LIVE_NAME}` out:
+
+```python
+{EXAMPLE.read_text(encoding="utf-8").strip()}
+```
+
+A `loss` record has one row per step, and one column of `values` for each of the `names` in its body; where `present` is
+0, there was no such loss. Neurons are numbered by the newest `graph` record: a layer's are `offset` to
+`offset + neurons - 1`, of the quantities `weight` and `update` those of the entry of its module in `weights`.
+"""
+
+
+def exports() -> str:
+    """The tables that ``dgm-tb export`` writes."""
+    windows = "`first_steps`, `steps` [windows]<br>`neurons` [neurons]<br>`values` [neurons, windows]"
+    extremes = "`low`, `high` [neurons, windows], where the extremes of the windows are kept"
+    rows = [
+        ("`--layer`", "`first_step`, `last_step`", "neuron: `neuron_0`, ...", f"{windows}<br>{extremes}"),
+        (
+            "`--layer`, `--layer-statistics`",
+            "`step`",
+            "statistic of the quantity",
+            "`steps` [steps]<br>`names` [statistics]<br>`values`, `present` [statistics, steps]",
+        ),
+        (
+            "`--losses`",
+            "`step`, `global_step`",
+            "loss",
+            "`steps`, `global_steps` [steps]<br>`names` [losses]<br>`values`, `present` [losses, steps]",
+        ),
+    ]
+    head = "## Exported files\n\nWhat `dgm-tb export` writes. CSV and Parquet have a row for each window or step.\n"
+    tail = """Steps are int64, losses float64, all else float32. Where nothing was recorded, a cell is empty in CSV,
+null in Parquet, and `present` is False in npz; NaN and infinities were recorded. Run, layer, quantity, statistic and
+version of dgm_tb are in the metadata of a Parquet file's schema, and texts among the arrays of an npz file.
+"""
+    return "\n".join([head, table(("of", "first columns", "then one column for each", "arrays of npz"), *rows), tail])
 
 
 if __name__ == "__main__":
