@@ -15,34 +15,37 @@ from dgm_tb.records import KINDS, MAX_EXPONENT
 MAX_STEP = 1 << 53
 MAX_DEPTH = 24
 MAX_NEURONS = 1 << 24
-MAX_EMPTY_AXIS = 1 << 24
+MAX_EMPTY_AXIS = 1 << 20
+MAX_TEXT = 1 << 16
+MAX_COLUMNS = 1 << 12
+"""Names of losses, statistics, aggregates: one short record must not widen the arrays of all others without end."""
 
 Check = Callable[[Any], bool]
 
 
 def is_text(value: Any) -> bool:
-    """Whether it is a text."""
-    return isinstance(value, str)
+    """Whether it is a text that somebody may read."""
+    return isinstance(value, str) and len(value) <= MAX_TEXT
 
 
 def is_step(value: Any) -> bool:
     """Whether it is a whole number that JavaScript can count to."""
-    return isinstance(value, int) and 0 <= value <= MAX_STEP
+    return type(value) is int and 0 <= value <= MAX_STEP
 
 
 def is_count(value: Any) -> bool:
     """Whether it is a number of neurons, or of the first of some, that memory allows."""
-    return isinstance(value, int) and 0 <= value <= MAX_NEURONS
+    return type(value) is int and 0 <= value <= MAX_NEURONS
 
 
 def is_number(value: Any) -> bool:
     """Whether it is a finite number."""
-    return isinstance(value, (int, float)) and abs(value) < 1e300 and math.isfinite(value)
+    return type(value) in (int, float) and abs(value) < 1e300 and math.isfinite(value)
 
 
 def is_exponent(value: Any) -> bool:
     """Whether it is a power of two by which float16 values may be scaled."""
-    return isinstance(value, int) and abs(value) <= MAX_EXPONENT
+    return type(value) is int and abs(value) <= MAX_EXPONENT
 
 
 def is_mapping(value: Any) -> bool:
@@ -53,6 +56,11 @@ def is_mapping(value: Any) -> bool:
 def list_of(check: Check) -> Check:
     """Whether it is a list of such values."""
     return lambda value: isinstance(value, list) and all(map(check, value))
+
+
+def is_columns(value: Any) -> bool:
+    """Whether it is a list of names of an array's columns."""
+    return isinstance(value, list) and len(value) <= MAX_COLUMNS and all(map(is_text, value))
 
 
 def mapping_of(check: Check) -> Check:
@@ -87,7 +95,8 @@ _rows = with_keys(
 )
 _finding = with_keys(
     kind=is_text, severity=is_text, step=is_step, first_step=is_step, last_step=is_step, module=is_text,
-    summary=is_text, modules=_texts, neurons=_steps, samples=_steps, evidence=is_mapping, advice=is_text, run=is_text,
+    summary=is_text, modules=_texts, neurons=_steps, samples=_steps, advice=is_text, run=is_text,
+    evidence=with_keys(first_nonfinite_step=is_step),
 )  # fmt: skip
 _node = with_keys(id=is_text, kind=is_text, op=is_text, module=is_text, shape=_steps, layer=is_text)
 _edge = with_keys(source=is_text, target=is_text)
@@ -108,9 +117,9 @@ BODIES: dict[str, dict[str, Check]] = {
         "unrecorded": mapping_of(is_text),
         "no_contribution": mapping_of(is_text),
     },
-    "loss": {"names": _texts},
-    "layer_statistics": {"quantity": is_text, "statistics": _texts},
-    "dynamics": {"quantity": is_text, "aggregates": _texts, "exponents": _exponents},
+    "loss": {"names": is_columns},
+    "layer_statistics": {"quantity": is_text, "statistics": is_columns},
+    "dynamics": {"quantity": is_text, "aggregates": is_columns, "exponents": _exponents},
     "polylines": {"quantity": is_text, "statistic": is_text, "exponents": _exponents},
     "samples": {
         "step": is_step, "examples": list_of(is_mapping), "layers": _texts, "axes": is_text,

@@ -45,6 +45,9 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
     direction = arguments.text("direction", "forward", DIRECTIONS)
     samples = arguments.text("samples", "batch", EXAMPLES)
     step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
+    for layer in (source, target):
+        if find_layer(run.graph, layer) is None:
+            raise run.missing(layer, "activation")
     link = run.link(source, target)
     snapshot = _nearest(_steps(run, link, direction, samples), step)
     if snapshot is None:

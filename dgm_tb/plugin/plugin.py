@@ -23,6 +23,8 @@ PLUGIN_NAME = "dgmtracker"
 """As in ``records``, which is not imported at start."""
 YEAR_SECONDS = 365 * 24 * 3600
 MAX_RUN_NAME = 1 << 16
+MAX_SENTENCE = 1000
+"""An error may name all layers there are, and a file may have any number of them, named at any length."""
 
 JSON_ROUTES = {
     "run": "views.run_facts",
@@ -103,14 +105,17 @@ class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def _asked(self, request: Request) -> "tuple[Run, Arguments]":
         from dgm_tb.plugin.wire import Arguments
 
-        arguments = Arguments({name: values[0] for name, values in request.args.lists()})
+        given = dict(request.args.lists())
+        arguments = Arguments(
+            {name: values[0] for name, values in given.items()}, [name for name in given if len(given[name]) > 1]
+        )
         return self._runs.get(arguments.text("run", longest=MAX_RUN_NAME)), arguments
 
     def _serve_static(self, request: Request) -> Response:
         version, _, name = request.path.partition(f"/{PLUGIN_NAME}/static/")[2].partition("/")
         path = self._files.get(name)
         if path is None:
-            return _respond(request, f"the tab has no file {name[:80]!r}", "text/plain", code=404)
+            return _refuse(request, f"the tab has no file {name[:80]!r}", 404)
         content, mime = assets.served(path)
         return _respond(request, content, mime, expires=YEAR_SECONDS if version == self._version else 0)
 
@@ -128,12 +133,13 @@ def _route(respond: Callable[[Request], Response]) -> Any:
     @wrappers.Request.application
     def application(request: Request) -> Response:
         if request.method not in ("GET", "HEAD"):
-            text = f"this address answers GET only; got {request.method[:20]}"
-            return _respond(request, text, "text/plain", code=405)
+            response = _refuse(request, f"this address answers GET only; got {request.method[:20]}", 405)
+            response.headers["Allow"] = "GET, HEAD"
+            return response
         try:
             return respond(request)
         except DgmError as error:
-            return _respond(request, str(error), "text/plain", code=_status(error))
+            return _refuse(request, str(error), _status(error))
 
     return application
 
@@ -143,6 +149,13 @@ def _status(error: DgmError) -> int:
     from dgm_tb.plugin.wire import BadArgument
 
     return 400 if isinstance(error, BadArgument) else 404
+
+
+def _refuse(request: Request, sentence: str, code: int) -> Response:
+    """A response that says what is wrong."""
+    if len(sentence) > MAX_SENTENCE:
+        sentence = f"{sentence[: MAX_SENTENCE - 2]} …"
+    return _respond(request, sentence, "text/plain", code=code)
 
 
 def _respond(request: Request, content: Any, mime: str, code: int = 200, expires: int = 0) -> Response:

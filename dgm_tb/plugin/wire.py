@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,13 @@ from dgm_tb.records import as_json
 
 MAGIC = b"DGM1"
 MAX_TEXT = 600
+_MEANING = {
+    "run": "the name of a run, as the route runs lists it",
+    "layer": "the name of a layer, as the route run lists it",
+    "source": "the name of a layer, as the route run lists it",
+    "target": "the name of a layer, as the route run lists it",
+    "finding": "the id of a finding, as the route findings lists it",
+}
 _DTYPES = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "u1": "u1"}
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -72,11 +79,13 @@ class Arguments:
     """The query of one request.
 
     Args:
-        query: Name -> text.
+        query: Name -> text; an empty one counts as none.
+        repeated: Names that were given several times. None of a route's own may be; others are ignored.
     """
 
-    def __init__(self, query: Mapping[str, str]) -> None:
+    def __init__(self, query: Mapping[str, str], repeated: Collection[str] = ()) -> None:
         self._query = query
+        self._repeated = repeated
 
     def text(
         self, name: str, default: str | None = None, choices: tuple[str, ...] = (), longest: int = MAX_TEXT
@@ -84,13 +93,11 @@ class Arguments:
         """A text argument.
 
         Raises:
-            BadArgument: If it is missing without a default, longer than any name, or none of the choices.
+            BadArgument: If it is missing without a default, repeated, longer than any name, or none of the choices.
         """
-        value = self._query.get(name, default)
-        if value is None or value == "":
-            if default is not None:
-                return default
-            raise BadArgument(f"the argument {name!r} is missing")
+        value = self._value(name) or default
+        if value is None:
+            raise BadArgument(f"the argument {name!r} is missing: {_MEANING.get(name, 'a text')} was expected")
         if len(value) > longest:
             raise BadArgument(f"{name} has at most {longest} characters; got {len(value)}")
         if choices and value not in choices:
@@ -101,7 +108,7 @@ class Arguments:
         """A whole-number argument.
 
         Raises:
-            BadArgument: If it is missing without a default, no whole number, or out of range.
+            BadArgument: If it is missing without a default, repeated, no whole number, or out of range.
         """
         found = self.optional_number(name, low, high)
         if found is not None:
@@ -114,15 +121,20 @@ class Arguments:
         """A whole-number argument that may be left out.
 
         Raises:
-            BadArgument: If it is no whole number, or out of range.
+            BadArgument: If it is repeated, no whole number, or out of range.
         """
-        value = self._query.get(name, "")
+        value = self._value(name)
         if value == "":
             return None
         digits = value.removeprefix("-")
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 16) or not low <= int(value) <= high:
             raise BadArgument(f"{name} is a whole number from {low} to {high}; got {value[:60]!r}")
         return int(value)
+
+    def _value(self, name: str) -> str:
+        if name in self._repeated:
+            raise BadArgument(f"{name} was given several times; it is expected once")
+        return self._query.get(name, "")
 
 
 def _code(array: Array) -> str:

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import sample_recording as sample
 from conftest import BASE, make_client
+from routes import ARRAY_SAMPLES, JSON_SAMPLES, get
 from tensorboard.compat.proto import event_pb2
-from test_routes import ARRAY_SAMPLES, JSON_SAMPLES, get
 from werkzeug.test import Client
 
 from dgm_tb import open_run

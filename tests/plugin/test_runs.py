@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import sample_recording as sample
 from conftest import make_client
+from routes import ARRAY_SAMPLES, JSON_SAMPLES, get, sample_arguments
 from tensorboard.plugins import base_plugin
-from test_routes import ARRAY_SAMPLES, JSON_SAMPLES, get, sample_arguments
 
 from dgm_tb.errors import UnknownNameError
 from dgm_tb.framing import frame
