@@ -14,8 +14,8 @@ from dgm_tb.cli import main
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
-SNIPPETS = [text for language, text in BLOCKS if language == "python" and "dgm_tb.record(" not in text]
-PLAIN = [text for language, text in BLOCKS if language == "python" and "dgm_tb.record(" in text]
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+TRAINING, READING, PANDAS, PLAIN = PYTHON
 COMMANDS = [line for language, text in BLOCKS if language == "sh" for line in text.splitlines() if line]
 LOCAL_LINKS = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
 
@@ -24,7 +24,7 @@ LOCAL_LINKS = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" n
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder in which the first snippet has been run."""
     place: Path = tmp_path_factory.mktemp("readme")
-    run(SNIPPETS[0], place)
+    run(TRAINING, place)
     return place
 
 
@@ -35,20 +35,25 @@ def run(snippet: str, place: Path) -> str:
 
 
 def test_the_first_snippet_ends_before_line_30() -> None:
-    assert README[: README.index(SNIPPETS[0]) + len(SNIPPETS[0])].count("\n") < 30
+    assert README[: README.index(TRAINING) + len(TRAINING)].count("\n") < 30
 
 
-def test_the_snippets_run_one_after_the_other(folder: Path) -> None:
-    for snippet in SNIPPETS[1:]:
-        out = run(snippet, folder)
-        assert "net.0" in out
-        assert "(16, " in out
-        assert "(64, 16)" in out
+def test_what_was_recorded_is_read(folder: Path) -> None:
+    out = run(READING, folder)
+    assert "net.0" in out
+    assert "(16, " in out
+    assert "(64, 16)" in out
+
+
+def test_what_was_recorded_is_a_table(folder: Path) -> None:
+    out = run(PANDAS, folder)
+    recorded = open_run(folder / "lightning_logs")
+    assert str(recorded.dynamics("net.0", "weight").to_pandas()) in out
+    assert "\n99 " in out, "the last of 100 steps of the loss"
 
 
 def test_the_plain_loop_is_recorded(tmp_path: Path) -> None:
-    (snippet,) = PLAIN
-    run(snippet, tmp_path)
+    run(PLAIN, tmp_path)
     recorded = open_run(tmp_path / "runs")
     assert (recorded.steps, recorded.ended, recorded.layers) == ((0, 19), "finished", ["0", "1", "2"])
     assert recorded.losses["loss"].values[-1] < recorded.losses["loss"].values[0]
