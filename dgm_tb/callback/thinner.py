@@ -224,7 +224,7 @@ def _thin_layer_statistics(body: Mapping[str, Any], arrays: Arrays, layout: Layo
 
 
 def _thin_polylines(body: Mapping[str, Any], arrays: Arrays, layout: Layout) -> tuple[Arrays, dict[str, Any]]:
-    places, kept, _ = thin_rows(arrays["values"])
+    places, kept, _ = thin_rows(arrays["values"].astype(np.float32))  # whose extremes cost a fifth of float16's
     halved, scale = compact({"values": kept})
     return {"steps": arrays["steps"][places], **{n: arrays[n] for n in ("neurons", "outliers")}, **halved}, scale
 

@@ -108,11 +108,10 @@ def thin_rows(values: Array, is_present: Array | None = None) -> tuple[Array, Ar
     parts = []
     for first, stop in ((0, n_whole), (n_whole, len(values))):
         if stop - first > 2:
-            shape = (-1, min(ROWS, stop - first), values.shape[1])
-            places, thinned, present = _extremes(
-                values[first:stop].reshape(shape), is_present[first:stop].reshape(shape)
-            )
-            parts.append((places + first, thinned, present))
+            n_rows = min(ROWS, stop - first)
+            shape = (stop - first) // n_rows, n_rows, values.shape[1]
+            places, *extremes = _extremes(values[first:stop].reshape(shape), is_present[first:stop].reshape(shape))
+            parts.append((places + first, *extremes))
         else:
             parts.append((np.arange(first, stop), values[first:stop], is_present[first:stop]))
     places, thinned, present = (np.concatenate(part) for part in zip(*parts, strict=True))
