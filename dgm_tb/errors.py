@@ -9,6 +9,10 @@ class RecordError(DgmError, ValueError):
     """Bytes that are not a record of this schema, or not an intact one."""
 
 
+class StaleIndexError(RecordError):
+    """Bytes that the index tells of and that are gone: the file was replaced meanwhile. A refresh puts it right."""
+
+
 class NoRecordingError(DgmError, FileNotFoundError):
     """A folder that holds no recording."""
 

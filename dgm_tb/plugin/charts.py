@@ -13,6 +13,7 @@ from dgm_tb.plugin.drawing import draw
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.rows import row_number
 from dgm_tb.plugin.run import Run
+from dgm_tb.plugin.storage import OpenFile
 from dgm_tb.plugin.tracks import Windows
 from dgm_tb.plugin.views import QUANTITIES, Answer, float32, recorded_statistics
 from dgm_tb.plugin.wire import Arguments, nonfinite_codes
@@ -188,7 +189,7 @@ def _layer_matrix(run: Run, quantity: str, statistic: str, first: int, last: int
     return steps, values, known
 
 
-def _read_layers(entry: Entry, file: int, rows: list[int | None], statistic: str) -> tuple[Array, ...]:
+def _read_layers(entry: Entry, file: OpenFile, rows: list[int | None], statistic: str) -> tuple[Array, ...]:
     steps, values = entry.read("steps", file=file), entry.read("values", file=file)
     names = list(entry.body["statistics"][: values.shape[2]])
     chosen = np.array([-1 if row is None or row >= values.shape[1] else row for row in rows], np.int64)

@@ -11,6 +11,7 @@ from dgm_tb.plugin.cache import Array, Arrays
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording, concatenated
 from dgm_tb.plugin.rows import neuron_span
+from dgm_tb.plugin.storage import OpenFile
 from dgm_tb.records import Finding
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def _extremes(recording: Recording, last: float) -> _Extremes | None:
     return _Extremes(*map(concatenated, zip(*parts, strict=True))) if parts else None
 
 
-def _read_extremes(entry: Entry, file: int) -> Arrays:
+def _read_extremes(entry: Entry, file: OpenFile) -> Arrays:
     names = entry.body["aggregates"]
     values = entry.read("values", file=file)
     low, high = values[:, :, names.index("min/min")], values[:, :, names.index("max/max")]

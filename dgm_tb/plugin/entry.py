@@ -1,24 +1,22 @@
-"""One record in the index: what it tells of, and where its arrays lie on disk."""
+"""One record in the index: what it tells of, and where its arrays lie in its file."""
 
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgm_tb.errors import RecordError
+from dgm_tb.errors import RecordError, StaleIndexError
+from dgm_tb.plugin import storage
 from dgm_tb.plugin.cache import Array
 from dgm_tb.plugin.layout import ArrayPlace, HeadReader, load_body
+from dgm_tb.plugin.storage import Openable, OpenFile, Place
 from dgm_tb.records import expand
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One record in the index.
+class Entry(NamedTuple):
+    """One record in the index. A tuple, since it is made in half the time of a frozen dataclass (measured).
 
     Attributes:
         kind: A key of ``records.KINDS``.
@@ -38,7 +36,7 @@ class Entry:
     first_step: int
     last_step: int
     wall_time: float
-    path: Path
+    path: Place | Openable
     offset: int
     length: int
     base: int
@@ -48,23 +46,23 @@ class Entry:
 
     @property
     def body(self) -> Mapping[str, Any]:
-        """The body, read again from disk if it is large.
+        """The body, read again from its file if it is large.
 
         Raises:
-            RecordError: If the file has changed.
+            RecordError: If it can't be read.
         """
         if self.kept is not None:
             return self.kept
         with opened(self.path) as file:
-            head = HeadReader().read(pread(file, self.offset, self.length))
-        return load_body(self.kind, head.content)
+            content = self._read(file, self.offset, self.length)
+        return load_body(self.kind, HeadReader().read(content).content)
 
     def n_rows(self, name: str) -> int:
         """Length of the first axis of an array; 0 if the record has none of that name."""
         place = self.arrays.get(name)
         return place.shape[0] if place is not None and place.shape else 0
 
-    def read(self, name: str, first: int = 0, stop: int | None = None, file: int | None = None) -> Array:
+    def read(self, name: str, first: int = 0, stop: int | None = None, file: OpenFile | None = None) -> Array:
         """An array of the record, or its rows ``first`` to ``stop - 1``; the bytes come straight from the file.
 
         Args:
@@ -74,7 +72,7 @@ class Entry:
             file: The segment, if it is open already.
 
         Raises:
-            RecordError: If the record has no such array, or the file has shrunk.
+            RecordError: If the record has no such array, or can't be read.
         """
         place = self.arrays.get(name)
         if place is None:
@@ -85,36 +83,32 @@ class Entry:
         row_bytes = math.prod(place.shape[1:]) * place.dtype.itemsize
         at, wanted = self.offset + self.base + place.offset + first * row_bytes, (stop - first) * row_bytes
         if file is not None:
-            content = pread(file, at, wanted)
+            content = self._read(file, at, wanted)
         else:
             with opened(self.path) as own:
-                content = pread(own, at, wanted)
-        if len(content) != wanted:
-            raise RecordError(f"{self.path.name} has shrunk: {wanted} bytes wanted, {len(content)} came")
+                content = self._read(own, at, wanted)
         values = np.frombuffer(content, place.dtype).reshape((stop - first, *place.shape[1:]) if place.shape else ())
         return expand(name, values, self.body) if values.dtype == np.float16 else values
 
+    def _read(self, file: OpenFile, offset: int, n_bytes: int) -> bytes:
+        content = file.read_at(offset, n_bytes) if n_bytes else b""
+        if len(content) != n_bytes:
+            raise StaleIndexError(f"{self.path.name} has shrunk: {n_bytes} bytes wanted, {len(content)} came")
+        return content
+
 
 @contextmanager
-def opened(path: Path) -> Iterator[int]:
-    """A segment, open for reading.
+def opened(path: Place | Openable) -> Iterator[OpenFile]:
+    """A segment, open for reading; also what is raised while it is read becomes an error of ours.
 
     Raises:
-        RecordError: If it can't be opened.
+        StaleIndexError: If it is gone.
+        RecordError: If it can't be read.
     """
     try:
-        file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with storage.opened(path) as file:
+            yield file
+    except FileNotFoundError as error:
+        raise StaleIndexError(f"{path.name} is gone; ask again") from error
     except OSError as error:
-        raise RecordError(f"{path.name} can't be read: {error.strerror}") from error
-    try:
-        yield file
-    finally:
-        os.close(file)
-
-
-def pread(file: int, offset: int, length: int) -> bytes:
-    """Bytes of an open file; fewer only where it ends."""
-    content = os.pread(file, length, offset)
-    while len(content) < length and (more := os.pread(file, length - len(content), offset + len(content))):
-        content += more
-    return content
+        raise RecordError(f"{path.name} can't be read: {storage.reason(error)}") from error

@@ -1,79 +1,26 @@
 """One recording on disk: an index of its records in memory, their arrays read when asked for."""
 
-import os
-import re
 import threading
+from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
-from itertools import count
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from dgm_tb.errors import RecordError
+from dgm_tb.errors import RecordError, StaleIndexError
 from dgm_tb.graph import Graph
+from dgm_tb.plugin import storage
 from dgm_tb.plugin.cache import CACHE, Array, Arrays
-from dgm_tb.plugin.checks import check_arrays, check_body, check_steps
 from dgm_tb.plugin.entry import Entry, opened
-from dgm_tb.plugin.layout import ArrayPlace, Head, HeadReader, load_body
-from dgm_tb.plugin.segments import Gap, Segment
-from dgm_tb.records import KINDS
-from dgm_tb.segment_names import current_segments
+from dgm_tb.plugin.index import Index, Table
+from dgm_tb.plugin.live import Live
+from dgm_tb.plugin.segments import Segment
+from dgm_tb.plugin.storage import Item, Openable, OpenFile, Place
+from dgm_tb.segment_names import LIVE_NAME, current_segments, segment_span
 
-MAX_KEPT_BODY = 4096
-MAX_GAPS = 1000
-MAX_ENTRIES = 1_000_000
-"""Records indexed per recording: a hostile file of tiny records must not fill the memory."""
-
-VARIANTS: dict[str, tuple[str, ...]] = {
-    "loss": ("names",),
-    "layer_statistics": ("quantity",),
-    "dynamics": ("quantity",),
-    "polylines": ("quantity", "statistic"),
-    "contribution": ("target", "direction", "samples", "columns"),
-    "samples": ("finding",),
-    "relevance": ("finding",),
-}
-"""Kind -> keys of its body by which its records are looked up."""
-
-_FIRST_STEP = re.compile(rb'^\{"version":\d+,"first_step":(\d+),')
-_MAX_BODIES = 4096
-_NO_ARRAYS: tuple[tuple[ArrayPlace, ...] | None, Mapping[str, ArrayPlace]] = None, {}
-_serial = count()
-
-
-@dataclass
-class _Index:
-    """What is known of the records."""
-
-    by_kind: dict[str, list[Entry]] = field(default_factory=dict)
-    by_variant: dict[tuple[Hashable, ...], list[Entry]] = field(default_factory=dict)
-    unknown: dict[str, int] = field(default_factory=dict)
-    bad: list[tuple[Path, Gap, int | None]] = field(default_factory=list)
-    spans: dict[str, tuple[int, int]] = field(default_factory=dict)
-    last_of: dict[Path, int] = field(default_factory=dict)
-    n_entries: int = 0
-    n_bytes: int = 0
-
-    def add(self, entry: Entry, variant: tuple[Hashable, ...]) -> None:
-        self.by_kind.setdefault(entry.kind, []).append(entry)
-        if variant:
-            self.by_variant.setdefault((entry.kind, *variant), []).append(entry)
-        first, last = self.spans.get(entry.kind, (entry.first_step, entry.last_step))
-        self.spans[entry.kind] = min(first, entry.first_step), max(last, entry.last_step)
-        self.last_of[entry.path] = entry.last_step
-        self.n_entries += 1
-
-    def forget(self, path: Path) -> None:
-        """Drop all records of one segment."""
-        for table in (self.by_kind, self.by_variant):
-            for key, entries in table.items():
-                table[key] = [entry for entry in entries if entry.path != path]  # type: ignore[index]
-        self.bad = [item for item in self.bad if item[0] != path]
-        self.last_of.pop(path, None)
-        left = {kind: entries for kind, entries in self.by_kind.items() if entries}
-        self.spans = {k: (min(e.first_step for e in es), max(e.last_step for e in es)) for k, es in left.items()}
+Read = Callable[[Entry, OpenFile], Arrays]
+"""From an entry and its open segment to arrays, the same number each time; trailing axes may grow."""
 
 
 @dataclass(frozen=True)
@@ -96,161 +43,157 @@ class Recording:
         folder: Holds the segments.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Place) -> None:
         self.folder = folder
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
-        self._index = _Index()
-        self._heads = HeadReader()
-        self._bodies: dict[tuple[str, bytes], Mapping[str, Any]] = {}
-        self._arrays: dict[int, tuple[tuple[ArrayPlace, ...] | None, Mapping[str, ArrayPlace]]] = {}
-        self._checked: dict[tuple[int, int], tuple[Mapping[str, Any], Mapping[str, ArrayPlace]]] = {}
+        self._index = Index()
+        self._live = Live(folder)
         self._graph: tuple[Entry, Graph] | None = None
         self._change = 0
+        self._n_refreshes = 0
+        self._n_news = 0
+        self._damage = 0, 0
+        self._gaps: tuple[int, list[dict[str, Any]]] = -1, []
+        self._doubts: dict[str, int] = {}
+        self._troubles: dict[str, str] = {}
 
     # -- following the files -------------------------------------------------------------------------------------------
 
     def refresh(self) -> None:
-        """Index what has been appended since."""
+        """Index what has been appended since, and forget what is gone."""
         with self._lock:
             try:
-                names = current_segments(os.listdir(self.folder))
-            except OSError:
+                found = {item.name: item for item in storage.items(self.folder)}
+            except (FileNotFoundError, NotADirectoryError):
+                found = {}
+            except OSError as error:
+                self._note(self.folder.name, f"can't be listed: {storage.reason(error)}")
                 return
-            for name, segment in list(self._segments.items()):
-                if segment.was_replaced():
-                    self._index.forget(segment.path)
-                    del self._segments[name]
-                    self._change += 1
-            for number, name in enumerate(names):
-                segment = self._segments.setdefault(name, Segment(self.folder / name))
-                for payload in segment.read(is_sealed=number + 1 < len(names)):
-                    self._take_in(segment, payload.offset, payload.content)
+            self._note(self.folder.name, None)
+            self._follow(found)
+            live = found.get(LIVE_NAME)
+            self._live.refresh(live is not None, live.status if live is not None else None)
+            gaps = [gap for segment in self._segments.values() for gap in segment.gaps]
+            damage = len(gaps), sum(gap.n_bytes for gap in gaps)
+            self._n_news += damage != self._damage
+            self._damage = damage
+            self._n_refreshes += 1
 
-    def _take_in(self, segment: Segment, offset: int, payload: bytes) -> None:
-        index = self._index
-        index.n_bytes += len(payload)
-        if index.n_entries >= MAX_ENTRIES:
-            index.unknown["(too many records)"] = index.unknown.get("(too many records)", 0) + 1
-            return
-        try:
-            head = self._heads.read(payload)
-            if head.kind not in KINDS:
-                index.unknown[head.kind[:40]] = index.unknown.get(head.kind[:40], 0) + 1
-                return
-            entry, variant = self._entry(segment.path, offset, len(payload), head)
-        except RecordError as error:
-            if len(index.bad) < MAX_GAPS:
-                gap = Gap(offset, len(payload), str(error)[:200])
-                index.bad.append((segment.path, gap, index.last_of.get(segment.path)))
-            return
-        index.add(entry, variant)
+    def _follow(self, found: dict[str, Item]) -> None:
+        names = current_segments(found)
+        gone = [
+            name
+            for name, segment in self._segments.items()
+            if name not in names or segment.was_replaced(found[name].status)
+        ]
+        known = [name for name in names if name in self._segments and name not in gone]
+        is_in_order = not gone and known == names[: len(known)]
+        # Whoever reads meanwhile must not see a segment without the ones that it replaces, nor both.
+        index = self._index if is_in_order else self._index.without({id(self._segments[name].path) for name in gone})
+        segments = {name: self._segments[name] for name in known}
+        for number, name in enumerate(names):
+            segment = segments.setdefault(name, Segment(self.folder / name))
+            first, last = segment_span(name) or (0, 0)
+            is_sealed = number + 1 < len(names) or first < last
+            for payload in segment.read(is_sealed=is_sealed, status=found[name].status):
+                try:
+                    index.take_in(segment.path, payload.offset, payload.content)
+                except RecordError as error:
+                    segment.give_up(payload.offset, len(payload.content), str(error))
+        self._segments = segments
+        if not is_in_order:
+            index.sort()
+            self._index = index
+            self._change += 1
+            self._n_news += 1
 
-    def _entry(self, path: Path, offset: int, length: int, head: Head) -> tuple[Entry, tuple[Hashable, ...]]:
-        body, first_step = self._body(head)
-        check_steps(head.kind, first_step, head.last_step)
-        places, arrays = self._arrays.get(id(head.arrays), _NO_ARRAYS)
-        if places is not head.arrays:
-            arrays = {place.name: place for place in head.arrays}
-            if len(self._arrays) < _MAX_BODIES:
-                self._arrays[id(head.arrays)] = head.arrays, arrays
-        self._check_arrays(head.kind, body, arrays)
-        variant = tuple(_hashable(head.kind, key, body.get(key)) for key in VARIANTS.get(head.kind, ()))
-        kept = body if len(head.content) <= MAX_KEPT_BODY else None
-        entry = Entry(
-            kind=head.kind,
-            first_step=min(first_step, head.last_step),
-            last_step=head.last_step,
-            wall_time=head.wall_time,
-            path=path,
-            offset=offset,
-            length=length,
-            base=head.base,
-            arrays=arrays,
-            serial=next(_serial),
-            kept=kept,
-        )
-        return entry, variant
-
-    def _body(self, head: Head) -> tuple[Mapping[str, Any], Any]:
-        """Body and first step. Bodies that differ in nothing else are decoded and kept once."""
-        match = _FIRST_STEP.match(head.content)
-        key = (head.kind, head.content[match.end() :]) if match else (head.kind, head.content)
-        body = self._bodies.get(key)
-        if match and body is not None:
-            return body, int(match[1])
-        body = load_body(head.kind, head.content)
-        first_step = body.pop("first_step", head.last_step)
-        check_body(head.kind, body)
-        if match and len(head.content) <= MAX_KEPT_BODY and len(self._bodies) < _MAX_BODIES:
-            self._bodies[key] = body
-        return body, first_step
-
-    def _check_arrays(self, kind: str, body: Mapping[str, Any], arrays: Mapping[str, ArrayPlace]) -> None:
-        """Check the arrays of a record, once for all records of the same body and layout."""
-        known = self._checked.get((id(body), id(arrays)))
-        if known is None or known[0] is not body or known[1] is not arrays:
-            check_arrays(kind, body, arrays)
-            if len(self._checked) < _MAX_BODIES:
-                self._checked[id(body), id(arrays)] = body, arrays
+    def _note(self, name: str, trouble: str | None) -> None:
+        """Keep what can't be read at the moment; None: it can be again."""
+        if self._troubles.get(name) != trouble:
+            self._troubles = {known: text for known, text in self._troubles.items() if known != name}
+            if trouble is not None:
+                self._troubles[name] = trouble
+            self._n_news += 1
 
     # -- looking up ----------------------------------------------------------------------------------------------------
 
     def entries(self, kind: str, **wanted: Any) -> list[Entry]:
-        """Records of a kind in the order written, whose body has the wanted values of the keys in ``VARIANTS``."""
-        if not wanted:
-            return self._index.by_kind.get(kind, [])[:]
-        keys = VARIANTS[kind]
-        if len(wanted) == len(keys):
-            return self._index.by_variant.get((kind, *(wanted[key] for key in keys)), [])[:]
-        pairs = [(keys.index(key) + 1, value) for key, value in wanted.items()]
-        tables = [
-            found
-            for variant, found in list(self._index.by_variant.items())
-            if variant[0] == kind and all(variant[place] == value for place, value in pairs)
-        ]
-        return sorted((entry for found in tables for entry in found), key=lambda entry: entry.serial)
+        """Records of a kind in the order written, whose body has the wanted values of the keys in ``index.VARIANTS``.
+
+        Those of windows that have not ended yet come last.
+        """
+        index = self._index
+        return index.entries(kind, **wanted) + self._live.entries(index, kind, **wanted)
 
     def variants(self, kind: str) -> list[tuple[Any, ...]]:
-        """Values of the keys in ``VARIANTS[kind]`` that there are records of, in the order first written."""
-        return [variant[1:] for variant, found in list(self._index.by_variant.items()) if variant[0] == kind and found]
+        """Values of the keys in ``index.VARIANTS[kind]`` that there are records of, in the order first written."""
+        return list(dict.fromkeys(self._index.variants(kind) + self._live.variants(kind)))
 
-    def joined(self, name: Hashable, entries: list[Entry], read: Callable[[Entry, int], Arrays]) -> Arrays:
+    def joined(self, name: Hashable, entries: list[Entry], read: Read) -> Arrays:
         """What ``read`` takes from each entry, joined along the first axis; kept, and extended as the recording grows.
 
         Args:
             name: What is read; with the recording, the key under which it is kept.
             entries: All of one lookup.
-            read: From an entry and its open segment to arrays, the same number each time; trailing axes may grow.
-                An entry whose bytes can't be read any more is left out.
+            read: Takes arrays from an entry. An entry whose bytes can't be read any more is left out.
+
+        Raises:
+            StaleIndexError: If a segment is gone.
         """
+        n_written = len(entries)
+        while n_written and entries[n_written - 1].path.name == LIVE_NAME:
+            n_written -= 1
+        arrays = self._joined(name, entries[:n_written], read)
+        live = self.collect(entries[n_written:], read)
+        return tuple(map(concatenated, zip(arrays, live, strict=True))) if arrays and live else arrays or live
+
+    def _joined(self, name: Hashable, entries: list[Entry], read: Read) -> Arrays:
         key = id(self), self.folder, name
         known = CACHE.get(key)
-        state = _Joined(self._change, len(entries), entries[-1].serial if entries else -1)
+        change = self._change
+        state = _Joined(change, len(entries), entries[-1].serial if entries else -1)
         n_known = 0
         parts: list[Arrays] = []
         if known is not None and isinstance(known[0], _Joined):
             if known[0] == state:
                 return known[1]
-            if known[0].is_beginning_of(entries, self._change):
+            if known[0].is_beginning_of(entries, change):
                 n_known = known[0].n_entries
                 parts = [known[1]] if known[1] else []
-        fresh = self.collect(entries[n_known:], read)
+        fresh, is_whole = self._collected(entries[n_known:], read)
         parts += [fresh] if fresh else []
         arrays = tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
-        CACHE.put(key, state, arrays)
+        if is_whole:
+            CACHE.put(key, state, arrays)
         return arrays
 
-    def collect(self, entries: list[Entry], read: Callable[[Entry, int], Arrays]) -> Arrays:
+    def collect(self, entries: list[Entry], read: Read) -> Arrays:
         """Like ``joined``, but nothing is kept."""
+        return self._collected(entries, read)[0]
+
+    def _collected(self, entries: list[Entry], read: Read) -> tuple[Arrays, bool]:
+        """The arrays, and whether all bytes could be read."""
         parts: list[Arrays] = []
+        is_whole = True
         for path, group in _by_path(entries):
+            trouble = None
             try:
                 with opened(path) as file:
+                    if file.is_remote:
+                        file.fetch(_ranges(read, group))
                     parts += [found for entry in group if (found := _try(read, entry, file))]
-            except RecordError:
-                continue
-        return tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
+                self._doubts.pop(path.name, None)
+            except RecordError as error:
+                self._doubt(path.name, error)
+                is_whole, trouble = False, str(error)
+            self._note(path.name, trouble)
+        return tuple(map(concatenated, zip(*parts, strict=True))) if parts else (), is_whole
+
+    def _doubt(self, name: str, error: RecordError) -> None:
+        """Raise a file's loss, so that the index is refreshed and the question asked again; not if that was in vain."""
+        if isinstance(error, StaleIndexError) and self._doubts.setdefault(name, self._n_refreshes) == self._n_refreshes:
+            raise error
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 
@@ -266,11 +209,28 @@ class Recording:
         return found[0].body if found else {}
 
     @property
+    def order(self) -> int:
+        """Its number among the starts of its run, from 1, as it counted them itself; 0 if it does not say."""
+        order = self.facts.get("order")
+        return order if isinstance(order, int) and order > 0 else 0
+
+    @property
     def started(self) -> float:
         """When it began, in seconds since 1970."""
-        found = self.entries("recording") or self.entries("loss")
-        started = self.facts.get("started", found[0].wall_time if found else 0.0)
+        first = next((table.began for kind in ("recording", "loss") for table in self._index.tables(kind)), 0.0)
+        started = self.facts.get("started", first)
         return float(started) if isinstance(started, (int, float)) else 0.0
+
+    @property
+    def written(self) -> tuple[float, float] | None:
+        """When its first and its last steps were written, in seconds since 1970; None if it has none."""
+        tables = self._step_tables()
+        return (min(table.began for table in tables), max(table.wrote for table in tables)) if tables else None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing of it is left, not even damage."""
+        return not self._index.n_entries and not any(self._damage)
 
     @property
     def resume_step(self) -> int:
@@ -278,7 +238,7 @@ class Recording:
         step = self.facts.get("resume_step")
         if isinstance(step, int):
             return step
-        return min((e.first_step for e in self.entries("loss")[:1]), default=0)
+        return min((table.first for table in self._index.tables("loss") if table.entries), default=0)
 
     @property
     def rank(self) -> int:
@@ -295,17 +255,22 @@ class Recording:
     @property
     def steps(self) -> tuple[int, int] | None:
         """First and last step with a loss or a statistic; None if there is none."""
-        found = [span for kind in ("loss", "layer_statistics") if (span := self._index.spans.get(kind))]
-        return (min(first for first, _ in found), max(last for _, last in found)) if found else None
+        tables = self._step_tables()
+        return (min(table.first for table in tables), max(table.last for table in tables)) if tables else None
+
+    def _step_tables(self) -> list[Table]:
+        return [t for kind in ("loss", "layer_statistics") for t in self._index.tables(kind) if t.entries]
 
     @property
     def graph(self) -> Graph:
         """Its newest readable graph; an empty one if none is recorded."""
-        for entry in reversed(self.entries("graph")):
+        for entry in sorted(self.entries("graph"), key=lambda entry: entry.last_step, reverse=True):
             if self._graph is not None and self._graph[0] is entry:
                 return self._graph[1]
             try:
                 self._graph = entry, Graph.from_json(entry.body)
+            except StaleIndexError:
+                raise
             except RecordError:
                 continue
             return self._graph[1]
@@ -314,37 +279,60 @@ class Recording:
     @property
     def gaps(self) -> list[dict[str, Any]]:
         """Bytes that could not be read."""
-        found = [(s.path, gap, self._step_before(s.path, gap)) for s in list(self._segments.values()) for gap in s.gaps]
-        return [
-            {
-                "recording": self.name,
-                "segment": path.name,
-                "offset": gap.offset,
-                "bytes": gap.n_bytes,
-                "reason": gap.reason,
-                "after_step": after,
-            }
-            for path, gap, after in found + self._index.bad[:]
-        ]
+        revision = self.revision
+        if self._gaps[0] != revision:
+            self._gaps = revision, self._found_gaps()
+        return self._gaps[1]
+
+    def _found_gaps(self) -> list[dict[str, Any]]:
+        damaged = [segment for segment in list(self._segments.values()) if segment.gaps]
+        steps: dict[int, list[tuple[int, int]]] = {id(segment.path): [] for segment in damaged}
+        for entry in self._index.all_entries() if damaged else ():
+            if id(entry.path) in steps:
+                steps[id(entry.path)].append((entry.offset, entry.last_step))
+        gaps = []
+        for segment in damaged:
+            known = sorted(steps[id(segment.path)])
+            for gap in segment.gaps:
+                before = bisect_left(known, (gap.offset, 0)) - 1
+                gaps.append(
+                    {
+                        "recording": self.name,
+                        "segment": segment.path.name,
+                        "offset": gap.offset,
+                        "bytes": gap.n_bytes,
+                        "reason": gap.reason,
+                        "after_step": known[before][1] if before >= 0 else None,
+                    }
+                )
+        return gaps
+
+    @property
+    def troubles(self) -> list[str]:
+        """What is there and could not be read when it was asked for last."""
+        return [f"recording {self.name}: {text}" for text in self._troubles.values()]
 
     @property
     def unknown_kinds(self) -> dict[str, int]:
         """Kinds of a newer version, and how many records of them were skipped."""
-        return dict(self._index.unknown)
+        return self._index.unknown
 
     @property
     def revision(self) -> int:
-        """Changes whenever something new was indexed, or a gap appeared."""
-        return self._index.n_bytes + self._change + sum(len(s.gaps) for s in list(self._segments.values()))
+        """Grows whenever something was indexed or forgotten, a gap appeared or was closed."""
+        return self._index.n_bytes + self._n_news + self._live.change
 
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by kind of record."""
-        return {kind: sum(entry.length for entry in found) for kind, found in self._index.by_kind.items()}
+        return self._index.sizes()
 
-    def _step_before(self, path: Path, gap: Gap) -> int | None:
-        known = (e for found in list(self._index.by_kind.values()) for e in found if e.path == path)
-        before = max((e for e in known if e.offset < gap.offset), key=lambda e: e.offset, default=None)
-        return before.last_step if before is not None else None
+    def bytes_on_disk(self) -> int:
+        """Size of all its files."""
+        try:
+            files = [item for item in storage.items(self.folder) if not item.is_folder]
+            return sum((item.status or storage.status_of(self.folder / item.name)).size for item in files)
+        except OSError:  # deleted meanwhile
+            return self._index.n_bytes
 
 
 def concatenated(parts: tuple[Array, ...]) -> Array:
@@ -361,15 +349,7 @@ def _padded(part: Array, shape: tuple[int, ...]) -> Array:
     return np.pad(part, widths, constant_values=fill)
 
 
-def _hashable(kind: str, key: str, value: Any) -> Hashable:
-    if isinstance(value, list) and all(isinstance(item, str) for item in value):
-        return tuple(value)
-    if value is None or isinstance(value, str):
-        return value
-    raise RecordError(f"{key} of a {kind} record is a text; got {str(value)[:40]!r}")
-
-
-def _by_path(entries: list[Entry]) -> Iterator[tuple[Path, list[Entry]]]:
+def _by_path(entries: list[Entry]) -> Iterator[tuple[Place | Openable, list[Entry]]]:
     group: list[Entry] = []
     for entry in entries:
         if group and group[0].path is not entry.path:
@@ -380,8 +360,38 @@ def _by_path(entries: list[Entry]) -> Iterator[tuple[Path, list[Entry]]]:
         yield group[0].path, group
 
 
-def _try(read: Callable[[Entry, int], Arrays], entry: Entry, file: int) -> Arrays | None:
+def _try(read: Read, entry: Entry, file: OpenFile) -> Arrays | None:
+    """The arrays; None if this record can't be understood."""
     try:
         return read(entry, file)
+    except StaleIndexError:
+        raise
     except (RecordError, ValueError, IndexError):
         return None
+
+
+class _Plan:
+    """Notes what would be read of a file."""
+
+    is_remote = False
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] = []
+
+    def read_at(self, offset: int, n_bytes: int) -> bytes:
+        self.ranges.append((offset, n_bytes))
+        return bytes(n_bytes)
+
+    def fetch(self, ranges: Any) -> None:
+        raise NotImplementedError
+
+    def status(self) -> Any:
+        raise NotImplementedError
+
+
+def _ranges(read: Read, entries: list[Entry]) -> list[tuple[int, int]]:
+    """The ranges of their file that will be read: where they lie does not depend on what is in them."""
+    plan = _Plan()
+    for entry in entries:
+        _try(read, entry, plan)
+    return plan.ranges

@@ -17,6 +17,7 @@ from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording, concatenated
 from dgm_tb.plugin.rows import aggregate_columns, neuron_span, row_number, statistic_names
 from dgm_tb.plugin.series import Series
+from dgm_tb.plugin.storage import OpenFile
 
 Spans = Sequence[tuple[Recording, float]]
 """Recordings, each with the step from which a later one supersedes it."""
@@ -279,15 +280,15 @@ def _check_statistic(entry: Entry, quantity: str, statistic: str) -> None:
         raise UnknownNameError(f"no statistic {statistic!r} of {quantity}; there are {names}")
 
 
-def _read_loss(entry: Entry, file: int) -> Arrays:
+def _read_loss(entry: Entry, file: OpenFile) -> Arrays:
     return tuple(entry.read(name, file=file) for name in ("steps", "global_steps", "values", "present"))
 
 
-def _read_skipped(entry: Entry, file: int) -> Arrays:
+def _read_skipped(entry: Entry, file: OpenFile) -> Arrays:
     return (entry.read("steps", file=file)[entry.read("skipped", file=file) > 0],)
 
 
-def _read_row(entry: Entry, file: int, row: int, names: tuple[str, ...]) -> Arrays:
+def _read_row(entry: Entry, file: OpenFile, row: int, names: tuple[str, ...]) -> Arrays:
     steps, values = entry.read("steps", file=file), entry.read("values", file=file)
     found = np.full((len(steps), len(names)), np.nan, np.result_type(values.dtype, np.float32))
     is_known = row < values.shape[1]
@@ -306,7 +307,7 @@ def _aggregates(entries: Iterable[Entry], statistic: str) -> tuple[str, ...]:
     return tuple(name for name in ("main", "min", "max") if name in known)
 
 
-def _read_windows(entry: Entry, file: int, begin: int, stop: int, statistic: str, names: tuple[str, ...]) -> Arrays:
+def _read_windows(entry: Entry, file: OpenFile, begin: int, stop: int, statistic: str, names: tuple[str, ...]) -> Arrays:
     """Bounds and values; what a window of a single step does not hold of its own is its main aggregate."""
     own = aggregate_columns(entry.body["aggregates"], statistic)
     if "main" not in own:
@@ -316,14 +317,14 @@ def _read_windows(entry: Entry, file: int, begin: int, stop: int, statistic: str
     return entry.read("windows", file=file), np.ascontiguousarray(values.transpose(1, 0, 2))
 
 
-def _read_sampled(entry: Entry, file: int, begin: int, stop: int) -> Arrays:
+def _read_sampled(entry: Entry, file: OpenFile, begin: int, stop: int) -> Arrays:
     ids, flags = entry.read("neurons", file=file), entry.read("outliers", file=file)
     own = (ids >= begin) & (ids < stop)
     n = int(own.sum())
     return np.full(n, entry.first_step), np.full(n, entry.last_step), ids[own] - begin, flags[own]
 
 
-def _read_points(entry: Entry, file: int, begin: int, stop: int) -> Arrays:
+def _read_points(entry: Entry, file: OpenFile, begin: int, stop: int) -> Arrays:
     ids = entry.read("neurons", file=file)
     own = np.flatnonzero((ids >= begin) & (ids < stop))
     steps, outliers = entry.read("steps", file=file), entry.read("outliers", file=file)
