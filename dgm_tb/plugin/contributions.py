@@ -16,6 +16,8 @@ from dgm_tb.plugin.wire import Arguments, BadArgument
 Array = np.ndarray[Any, np.dtype[Any]]
 
 MAX_NEIGHBOURS = 6
+MAX_SIDE = 256
+"""Neurons on a side of the matrix that a route answers with: half a megabyte."""
 
 
 def contributions(run: Run, arguments: Arguments) -> Answer:
@@ -45,6 +47,7 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
     direction = arguments.text("direction", "forward", DIRECTIONS)
     samples = arguments.text("samples", "batch", EXAMPLES)
     step = arguments.number("step", (run.steps or (0, 0))[1], 0, 1 << 53)
+    k = arguments.number("k", MAX_SIDE, 1, MAX_SIDE)
     for layer in (source, target):
         if find_layer(run.graph, layer) is None:
             raise run.missing(layer, "activation")
@@ -53,6 +56,9 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
     if snapshot is None:
         raise UnknownNameError(f"no {direction} contributions of {samples} from {source!r} to {target!r} are recorded")
     found = run.contribution(source, target, snapshot, direction, samples)
+    values, scaled = np.asarray(found), np.asarray(found.scaled)
+    targets = _strongest(np.abs(values).sum(1), k)
+    sources = _strongest(np.abs(scaled[targets]).sum(0), k)
     facts = {
         "source": source,
         "target": target,
@@ -60,9 +66,25 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
         "direction": direction,
         "samples": samples,
         "kind": found.kind,
-        "largest": found.largest,
+        "neurons": list(values.shape),
+        "largest": found.largest[targets],
     }
-    return facts, {"values": float32(np.asarray(found)), "scaled": float32(found.scaled)}
+    shown = np.ix_(targets, sources)
+    is_left_out = np.isin(np.arange(values.shape[1]), sources, invert=True)
+    arrays = {
+        "values": float32(values[shown]),
+        "scaled": float32(scaled[shown]),
+        "targets": targets,
+        "sources": sources,
+        "rest": float32(values[np.ix_(targets, is_left_out)].sum(1)),
+    }
+    return facts, arrays
+
+
+def _strongest(strength: Array, k: int) -> Array:
+    """Numbers of the ``k`` largest, those that are not finite first, in ascending order."""
+    order = np.argsort(-np.nan_to_num(strength, nan=np.inf), kind="stable")
+    return np.sort(order[:k])
 
 
 def _columns(graph: Graph, layer: str) -> list[tuple[str, str, Link | None]]:

@@ -15,6 +15,8 @@ from dgm_tb.errors import DgmError
 from dgm_tb.plugin import assets
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from dgm_tb.plugin.run import Run
     from dgm_tb.plugin.runs import Runs
     from dgm_tb.plugin.wire import Arguments
@@ -89,18 +91,21 @@ class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
         )
 
     def _list_runs(self, request: Request) -> Response:
-        return _respond(request, self._runs.listed(), "application/json")
+        with _quiet():
+            return _respond(request, self._runs.listed(), "application/json")
 
     def _answer_json(self, place: str, request: Request) -> Response:
         run, arguments = self._asked(request)
-        return _respond(request, view(place)(run, arguments), "application/json")
+        with _quiet():
+            return _respond(request, view(place)(run, arguments), "application/json")
 
     def _answer_arrays(self, place: str, request: Request) -> Response:
         from dgm_tb.plugin.wire import pack
 
         run, arguments = self._asked(request)
-        facts, arrays = view(place)(run, arguments)
-        return _respond(request, pack(facts, arrays), "application/octet-stream")
+        with _quiet():
+            facts, arrays = view(place)(run, arguments)
+            return _respond(request, pack(facts, arrays), "application/octet-stream")
 
     def _asked(self, request: Request) -> "tuple[Run, Arguments]":
         from dgm_tb.plugin.wire import Arguments
@@ -125,6 +130,13 @@ def view(place: str) -> "Callable[[Run, Arguments], Any]":
     module, _, name = place.partition(".")
     found: Callable[[Run, Arguments], Any] = getattr(import_module(f"dgm_tb.plugin.{module}"), name)
     return found
+
+
+def _quiet() -> "AbstractContextManager[object]":
+    """NaN and Inf are what a recording is about: no warnings of NumPy in TensorBoard's log."""
+    from numpy import errstate
+
+    return errstate(all="ignore")
 
 
 def _route(respond: Callable[[Request], Response]) -> Any:

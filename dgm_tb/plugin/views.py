@@ -19,6 +19,10 @@ Answer = tuple[dict[str, Any], dict[str, Array]]
 QUANTITIES = tuple(STATISTICS)
 
 
+MAX_FINDINGS = 1000
+MAX_NOTES = 200
+"""Shown at most; a page with more of them helps nobody."""
+
 UNREAD: dict[str, Any] = {
     "recorded": True,
     "indexing": True,
@@ -84,7 +88,7 @@ def run_facts(run: Run, arguments: Arguments) -> Any:
             "window_steps": facts.get("window_steps"),
             "options": facts.get("options", {}),
             "versions": facts.get("versions", {}),
-            "notes": run.notes,
+            "notes": _first_notes(run.notes),
             "gaps": run.gaps,
             "recordings": [_recording_facts(recording) for recording in run.recordings],
         }
@@ -102,14 +106,16 @@ def graph(run: Run, arguments: Arguments) -> Any:
 def findings(run: Run, arguments: Arguments) -> Any:
     """Route ``findings``."""
     layers = run.graph.flow_order()
+    found = run.numbered_findings()[:MAX_FINDINGS]
+    focus = {module: _layer_of(module, layers) for module in {finding.module for _, finding in found}}
     return [
         {
             "id": number,
             **finding.to_json(),
-            "layer": _layer_of(finding.module, layers),
+            "layer": focus[finding.module],
             "has_samples": bool(run.evidence("samples", number)),
         }
-        for number, finding in run.numbered_findings()
+        for number, finding in found
     ]
 
 
@@ -214,6 +220,11 @@ def recorded_statistics(run: Run, kind: str) -> dict[str, list[str]]:
                 names = statistic_names(body["aggregates"]) if kind == "dynamics" else body["statistics"]
                 found[quantity] = list(names)
     return found
+
+
+def _first_notes(notes: list[str]) -> list[str]:
+    left = len(notes) - MAX_NOTES
+    return notes if left <= 0 else [*notes[:MAX_NOTES], f"{left} more notes: `dgm-tb inspect` prints all of them"]
 
 
 def _finding_snapshots(run: Run) -> list[int]:

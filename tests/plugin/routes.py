@@ -75,8 +75,9 @@ ARRAY_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type], dict[str, str]]]
     ),
     "matrix": (
         {"source": "fc", "target": "out"},
-        {"source": str, "target": str, "step": int, "direction": str, "samples": str, "kind": str, "largest": list},
-        {"values": "f4 5 4", "scaled": "f4 5 4"},
+        {"source": str, "target": str, "step": int, "direction": str, "samples": str, "kind": str, "neurons": list,
+         "largest": list},
+        {"values": "f4 5 4", "scaled": "f4 5 4", "targets": "i4 5", "sources": "i4 4", "rest": "f4 5"},
     ),
     "samples": (
         {"finding": "f1"},

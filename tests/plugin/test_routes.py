@@ -160,6 +160,22 @@ def test_findings_carry_ids_layers_and_whether_there_are_samples(client: Client)
     assert {key: found[1][key] for key in expected} == expected
 
 
+def test_very_many_findings_and_notes_are_cut_short(tmp_path: Path) -> None:
+    finding = sample.FINDINGS["f2"].to_json()
+    found = [sample.Record("finding", n, n, {"id": str(n), "finding": {**finding, "step": n}}) for n in range(1100)]
+    notes = [sample.Record("note", n, n, {"text": f"number {n}"}) for n in range(300)]
+    worst = sample.Record("finding", 2000, 2000, {"id": "worst", "finding": sample.FINDINGS["f1"].to_json()})
+    sample.write(tmp_path, [*sample.all_records(), *found, *notes, worst])
+    client = make_client(tmp_path)
+    listed = get_json(client, "findings", run=".")
+    assert len(listed) == 1000
+    assert "worst" in [item["id"] for item in listed[:5]]
+    shown = get_json(client, "run", run=".")["notes"]
+    assert len(shown) == 201
+    assert shown[-1] == "101 more notes: `dgm-tb inspect` prints all of them"
+    assert get_json(client, "runs")[0]["findings"]["warning"] >= 1100
+
+
 # -- neurons and contributions ---------------------------------------------------------------------------------------
 
 
@@ -265,6 +281,39 @@ def test_a_matrix_comes_whole_with_its_scale(client: Client) -> None:
     np.testing.assert_array_equal(arrays["values"], values)
     assert header["largest"] == np.abs(values).max(1).tolist()
     assert (header["kind"], header["step"], header["direction"]) == ("channels", 8, "backward")
+
+
+def test_of_a_large_matrix_the_strongest_come_and_totals_stay(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    graph = sample.graph().to_json()
+    sizes = {"fc": 700, "out": 400}
+    graph["layers"] = [{**graph["layers"][0], "name": name, "module": name, "neurons": n} for name, n in sizes.items()]
+    graph["links"] = [{"source": "fc", "target": "out", "kind": "channels", "start": 0, "group": 1}]
+    values = (rng.normal(size=(400, 700)) * rng.lognormal(size=(400, 1)) * rng.lognormal(size=700)).astype(np.float32)
+    values[7, 9], values[8, 10] = np.nan, -np.inf
+    body = {"step": 0, "target": "out", "direction": "forward", "samples": "batch", "columns": "channel"}
+    records = [sample.Record("graph", 0, 0, graph), sample.Record("contribution", 0, 0, body, {"values": values})]
+    sample.write(tmp_path, [sample.recording_record(), *records])
+    client = make_client(tmp_path)
+    answer = get(client, "matrix", run=".", source="fc", target="out")
+    assert len(answer.data) <= 700_000
+    for k, expected in ((256, (256, 256)), (3, (3, 3))):
+        header, arrays = get_arrays(client, "matrix", run=".", source="fc", target="out", k=k)
+        targets, sources = arrays["targets"], arrays["sources"]
+        assert (arrays["values"].shape, header["neurons"]) == (expected, [400, 700])
+        assert {7, 8} <= set(targets.tolist())
+        assert {9, 10} & set(sources.tolist())
+        finite = np.where(np.isfinite(values), values, 0)
+        rows = np.abs(finite).sum(1)
+        chosen = np.isin(np.arange(400), targets)
+        assert rows[targets[~np.isin(targets, [7, 8])]].min() >= rows[~chosen].max()
+        np.testing.assert_array_equal(arrays["values"], values[np.ix_(targets, sources)])
+        largest = np.abs(finite).max(1)[targets]
+        np.testing.assert_array_equal(header["largest"], largest)
+        np.testing.assert_allclose(arrays["scaled"], np.clip(arrays["values"] / largest[:, None], -1, 1), rtol=1e-6)
+        usual = np.isfinite(values[targets]).all(1)
+        totals = arrays["values"].sum(1) + arrays["rest"]
+        np.testing.assert_allclose(totals[usual], values[targets].sum(1)[usual], rtol=1e-3, atol=1e-3)
 
 
 def test_samples_are_the_examples_with_their_relevance(client: Client) -> None:

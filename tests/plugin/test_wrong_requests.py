@@ -37,7 +37,7 @@ NUMBERS = {
     "dynamics": {"first": None, "last": None, "k": (1, 2000), "columns": (1, 4000)},
     "neurons": {"step": None},
     "contributions": {"neuron": (0, 3), "step": None},
-    "matrix": {"step": None},
+    "matrix": {"step": None, "k": (1, 256)},
 }
 ODD_TEXTS = [
     "x", "../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "\x00", "\udcff", "fc\n", " fc", "a" * 5000,
