@@ -10,6 +10,7 @@ import shlex
 import shutil
 import sys
 import textwrap
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (DgmError, OSError) as error:
-        print(f"dgm-tb: {error}", file=sys.stderr)
+        print(_plain(f"dgm-tb: {error}"), file=sys.stderr)
         return 2
 
 
@@ -79,7 +80,7 @@ def diagnose(options: argparse.Namespace) -> int:
 def inspect(options: argparse.Namespace) -> int:
     """Print what every run holds and how large it is."""
     for run in _open_runs(options.logdir):
-        print("\n".join(_inspect_run(run)))
+        print("\n".join(map(_plain, _inspect_run(run))))
     return 0
 
 
@@ -116,7 +117,7 @@ def describe(findings: Sequence[Finding], n_runs: int = 1) -> str:
         return f"no findings{where}"
     counts = Counter(finding.severity for finding in findings)
     parts = [f"{counts[s]} {s}{'s' if counts[s] != 1 and s != 'info' else ''}" for s in SEVERITIES if counts[s]]
-    return "\n\n".join([*map(_describe_one, findings), f"{', '.join(parts)}{where}"])
+    return _plain("\n\n".join([*map(_describe_one, findings), f"{', '.join(parts)}{where}"]))
 
 
 def _describe_one(finding: Finding) -> str:
@@ -133,6 +134,12 @@ def _describe_one(finding: Finding) -> str:
     width = max(40, min(shutil.get_terminal_size().columns, 110))
     wrapped = [textwrap.fill(line, width, initial_indent="  ", subsequent_indent="    ") for line in lines if line]
     return "\n".join([head, *wrapped])
+
+
+def _plain(text: str) -> str:
+    """A text without what a terminal would act on, or could not show: names in a recording may be anything."""
+    hidden = {c for c in text if c != "\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs")}
+    return text.translate(dict.fromkeys(map(ord, hidden), "\N{REPLACEMENT CHARACTER}"))
 
 
 def _list(numbers: Sequence[int], limit: int = 12) -> str:

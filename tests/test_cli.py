@@ -155,6 +155,21 @@ def test_inspect_says_what_grows_beside_what_it_was_made_of(
     assert said[first + len(lines)].startswith("record kind")
 
 
+def test_no_text_of_a_recording_reaches_the_terminal_as_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = "\x1b[2Jx\x07\x9b\u202e\ud800\r"
+    finding = Finding("dead_units", "error", 5, 0, 9, bad, f"{bad} is dead", modules=[bad], advice=bad, evidence={})
+    write_finding(tmp_path / "run", finding)
+    note = frame(encode(Record("note", 5, 5, {"text": f"note\n{bad}"})))
+    (tmp_path / "run" / "plugins" / "dgmtracker" / "r" / "000001.dgm").write_bytes(note)
+    for command in (["diagnose"], ["inspect"], ["export", "--layer", bad]):
+        main([*command, str(tmp_path)])
+        out, err = capsys.readouterr()
+        assert "[2J" in out + err
+        assert not set(bad) - {"x", "[", "2", "J"} & set(out + err)
+
+
 @pytest.mark.parametrize("quantity", STATISTICS)
 def test_exported_csv_is_the_dynamics(logdir: Path, quantity: str, tmp_path: Path) -> None:
     out = tmp_path / "table.csv"

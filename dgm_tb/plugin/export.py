@@ -87,7 +87,12 @@ def loss_table(run: Run) -> Table:
 
 
 def _facts(run: Run, **facts: str) -> dict[str, str]:
-    return {"run": run.name, **facts, "dgm_tb_version": __version__}
+    return {name: _unicode(fact) for name, fact in {"run": run.name, **facts, "dgm_tb_version": __version__}.items()}
+
+
+def _unicode(text: str) -> str:
+    """A text that can be written: names of folders and in recordings may hold halves of characters."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _series_table(facts: Mapping[str, str], series: Mapping[str, Series]) -> Table:
@@ -103,7 +108,7 @@ def _series_table(facts: Mapping[str, str], series: Mapping[str, Series]) -> Tab
         values[number, rows], present[number, rows] = one.values, True
         if "global_step" in index:
             index["global_step"][rows] = one.global_steps
-    names = [name if name not in index else f"loss {name}" for name in series]
+    names = [_unicode(name if name not in index else f"loss {name}") for name in series]
     arrays = {f"{name}s": column for name, column in index.items()}
     arrays |= {"names": np.array(names), "values": values, "present": present}
     return Table(facts, index, names, values, present, arrays)
