@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -17,8 +18,10 @@ _MEANING = {
     "layer": "the name of a layer, as the route run lists it",
     "source": "the name of a layer, as the route run lists it",
     "target": "the name of a layer, as the route run lists it",
+    "neurons": "whole numbers from 0, separated by commas",
     "finding": "the id of a finding, as the route findings lists it",
 }
+_REAL = re.compile(r"-?[0-9]{1,32}(\.[0-9]{0,32})?([eE][+-]?[0-9]{1,4})?")
 _DTYPES = {"f4": "<f4", "f8": "<f8", "i4": "<i4", "u1": "u1"}
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -130,6 +133,42 @@ class Arguments:
         if not (digits.isascii() and digits.isdigit() and len(digits) <= 16) or not low <= int(value) <= high:
             raise BadArgument(f"{name} is a whole number from {low} to {high}; got {value[:60]!r}")
         return int(value)
+
+    def optional_real(self, name: str, low: float, high: float) -> float | None:
+        """An argument that is a number with or without decimals, and may be left out.
+
+        Raises:
+            BadArgument: If it is repeated, no such number, or out of range.
+        """
+        value = self._value(name)
+        if value == "":
+            return None
+        if not _REAL.fullmatch(value) or not low <= float(value) <= high:
+            raise BadArgument(f"{name} is a number from {low:g} to {high:g}; got {value[:60]!r}")
+        return float(value)
+
+    def real(self, name: str, low: float, high: float) -> float:
+        """Like ``optional_real``, but it must be there."""
+        found = self.optional_real(name, low, high)
+        if found is None:
+            raise BadArgument(f"the argument {name!r} is missing: a number from {low:g} to {high:g}")
+        return found
+
+    def numbers(self, name: str, most: int, high: int) -> list[int]:
+        """An argument of several whole numbers from 0, separated by commas; each once.
+
+        Raises:
+            BadArgument: If it is missing, repeated, something else, has too many or one above ``high``.
+        """
+        given = self.text(name, longest=most * 17).split(",")
+        expected = f"{name} is 1 to {most} whole numbers from 0 to {high}, separated by commas"
+        for value in given:
+            if not (value.isascii() and value.isdigit() and len(value) <= 16) or int(value) > high:
+                raise BadArgument(f"{expected}; got {value[:60]!r}")
+        found = list(dict.fromkeys(map(int, given)))
+        if len(found) > most:
+            raise BadArgument(f"{expected}; got {len(found)}")
+        return found
 
     def _value(self, name: str) -> str:
         if name in self._repeated:

@@ -58,3 +58,33 @@ def test_arguments_have_defaults_choices_and_ranges() -> None:
     ):
         with pytest.raises(BadArgument):
             wrong()
+
+
+def test_arguments_with_decimals_are_finite_numbers_in_a_range() -> None:
+    arguments = Arguments({"value": "-1.25e-2", "whole": "3", "open": "7."})
+    assert arguments.real("value", -1, 1) == -0.0125
+    assert (arguments.optional_real("whole", 0, 3), arguments.optional_real("open", 0, 9)) == (3, 7)
+    assert arguments.optional_real("missing", 0, 1) is None
+    with pytest.raises(BadArgument, match="is missing: a number from 0 to 1"):
+        arguments.real("missing", 0, 1)
+    with pytest.raises(BadArgument, match="whole is a number from 0 to 2; got '3'"):
+        arguments.real("whole", 0, 2)
+
+
+@pytest.mark.parametrize(
+    "text", ["NaN", "inf", "-Infinity", "1e999", "0x1", "1_0", "1,5", " 1", "1 ", "+1", ".5", "e3", "١"]
+)
+def test_what_is_no_finite_number_is_refused(text: str) -> None:
+    with pytest.raises(BadArgument, match="is a number from"):
+        Arguments({"value": text}).real("value", -1e300, 1e300)
+
+
+def test_a_list_of_numbers_keeps_its_order_and_each_number_once() -> None:
+    assert Arguments({"neurons": "3,17,0,3"}).numbers("neurons", 3, 17) == [3, 17, 0]
+    assert Arguments({"neurons": ",".join(["9007199254740992"] * 9)}).numbers("neurons", 9, 1 << 53) == [1 << 53]
+
+
+@pytest.mark.parametrize("text", ["", ",", "1,", "1,,2", "-1", "1.5", "18", "1 2", "a", "0,1,2,3", "9" * 17, "²"])
+def test_what_is_no_list_of_numbers_is_refused(text: str) -> None:
+    with pytest.raises(BadArgument, match="neurons"):
+        Arguments({"neurons": text}).numbers("neurons", 3, 17)
