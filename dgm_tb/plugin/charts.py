@@ -16,7 +16,7 @@ from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.storage import OpenFile
 from dgm_tb.plugin.tracks import Windows
 from dgm_tb.plugin.views import QUANTITIES, Answer, float32, recorded_statistics
-from dgm_tb.plugin.wire import Arguments, nonfinite_codes
+from dgm_tb.plugin.wire import Arguments, BadArgument, nonfinite_codes
 from dgm_tb.records import STATISTICS
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -24,6 +24,8 @@ Array = np.ndarray[Any, np.dtype[Any]]
 QUANTILE_NEURONS = 2048
 """Percentiles are those of about so many evenly spread neurons where a layer has more."""
 MAX_COLUMNS = 4000
+MAX_VALUES = 1 << 23
+"""Values along the steps that are held at once before lines are made shorter."""
 
 
 def losses(run: Run, arguments: Arguments) -> Answer:
@@ -108,6 +110,9 @@ def dynamics(run: Run, arguments: Arguments) -> Answer:
     is_main = statistic == STATISTICS[quantity][0].name
     drawn = draw(spans, layer, quantity, found, k, first, last, max_outliers=k)
     is_full = is_main and len(found.bounds) < columns and quantity in run.polyline_quantities
+    observed = tracks.observed_steps(spans, quantity) if is_full else found.bounds[:0, 0]
+    n_steps = int(((observed >= first) & (observed <= last)).sum())
+    is_full = is_full and n_steps * len(drawn.neurons) <= MAX_VALUES
     if is_full:
         points = tracks.polyline_points(spans, layer, quantity, first, last)
         lines = tracks.at_every_step(spans, quantity, found, drawn.neurons, points, first, last)
@@ -171,33 +176,44 @@ def _of_windows(found: Windows, neurons: Array, columns: int) -> tuple[Array, Ar
 
 
 def _layer_matrix(run: Run, quantity: str, statistic: str, first: int, last: int) -> tuple[Array, Array, Array]:
-    """One statistic of all layers in data-flow order ``[T, layers]``, and where it was recorded."""
+    """One statistic of all layers in data-flow order ``[T, layers]``, and where it was recorded.
+
+    Raises:
+        BadArgument: If that is more than memory should hold.
+    """
     layers = run.layers
-    parts: list[tuple[Array, ...]] = []
+    parts = []
     for recording, limit in run.spans():
         rows = [row_number(recording.graph, layer, quantity) for layer in layers]
         entries = recording.entries("layer_statistics", quantity=quantity)
         touched = [e for e in entries if e.last_step >= first and e.first_step <= min(last, limit - 1)]
-        found = recording.collect(touched, partial(_read_layers, rows=rows, statistic=statistic))
-        if found:
+        if found := recording.collect(touched, partial(_read_statistic, statistic=statistic)):
             keep = (found[0] >= first) & (found[0] <= last) & (found[0] < limit)
-            parts.append(tuple(array[keep] for array in found))
-    if not parts:
-        shape = 0, len(layers)
-        return np.zeros(0), np.zeros(shape, np.float32), np.zeros(shape, np.bool_)
-    steps, values, known = tracks.ascending(*map(np.concatenate, zip(*parts, strict=True)))
+            row_of = np.array([-1 if row is None else row for row in rows], np.int64)
+            parts.append((row_of, *(array[keep] for array in found)))
+    steps = np.unique(np.concatenate([np.zeros(0, np.int64), *(own for _, own, *_ in parts)]))
+    if len(steps) * len(layers) > MAX_VALUES:
+        most = MAX_VALUES // len(layers)
+        raise BadArgument(
+            f"span: {len(steps)} steps of {len(layers)} layers are too many; ask for at most {most} steps"
+        )
+    values = np.full((len(steps), len(layers)), np.nan, np.float32)
+    known = np.zeros(values.shape, np.bool_)
+    for row_of, own_steps, own_values, own_known in parts:
+        columns = np.flatnonzero((row_of >= 0) & (row_of < own_values.shape[1]))
+        chosen = row_of[columns]
+        place = np.searchsorted(steps, own_steps)
+        values[place], known[place] = np.nan, False  # of a step that came twice, the later one stays
+        values[np.ix_(place, columns)], known[np.ix_(place, columns)] = own_values[:, chosen], own_known[:, chosen]
     return steps, values, known
 
 
-def _read_layers(entry: Entry, file: OpenFile, rows: list[int | None], statistic: str) -> tuple[Array, ...]:
+def _read_statistic(entry: Entry, file: OpenFile, statistic: str) -> tuple[Array, ...]:
+    """Steps, one statistic of all layers ``[T, layers]``, and that it is there."""
     steps, values = entry.read("steps", file=file), entry.read("values", file=file)
     names = list(entry.body["statistics"][: values.shape[2]])
-    chosen = np.array([-1 if row is None or row >= values.shape[1] else row for row in rows], np.int64)
-    is_known = (chosen >= 0) & (statistic in names)
-    lines = np.full((len(steps), len(rows)), np.nan, np.float32)
-    if is_known.any():
-        lines[:, is_known] = values[:, chosen[is_known], names.index(statistic)]
-    return steps, lines, np.broadcast_to(is_known, lines.shape)
+    own = values[:, :, names.index(statistic)] if statistic in names else np.zeros((len(steps), 0), np.float32)
+    return steps, own, np.ones(own.shape, np.bool_)
 
 
 def _quantiles(found: Windows, steps: Array) -> Array:

@@ -17,8 +17,8 @@ MAX_DEPTH = 24
 MAX_NEURONS = 1 << 24
 MAX_EMPTY_AXIS = 1 << 20
 MAX_TEXT = 1 << 16
-MAX_COLUMNS = 1 << 12
-"""Names of losses, statistics, aggregates: one short record must not widen the arrays of all others without end."""
+MAX_LOSSES, MAX_COLUMNS = 1 << 12, 64
+"""Names of losses; statistics or aggregates: a short record must not widen the arrays of all others without end."""
 
 Check = Callable[[Any], bool]
 
@@ -58,9 +58,9 @@ def list_of(check: Check) -> Check:
     return lambda value: isinstance(value, list) and all(map(check, value))
 
 
-def is_columns(value: Any) -> bool:
-    """Whether it is a list of names of an array's columns."""
-    return isinstance(value, list) and len(value) <= MAX_COLUMNS and all(map(is_text, value))
+def at_most(n: int, check: Check) -> Check:
+    """Whether it passes and is no longer."""
+    return lambda value: check(value) and len(value) <= n
 
 
 def mapping_of(check: Check) -> Check:
@@ -90,6 +90,7 @@ def _is_part(value: Any) -> bool:
 
 
 _texts, _steps, _exponents = list_of(is_text), list_of(is_step), mapping_of(is_exponent)
+_columns = at_most(MAX_COLUMNS, _texts)
 _rows = with_keys(
     name=is_text, module=is_text, type=is_text, parameter=is_text, neurons=is_count, offset=is_count, shape=_steps
 )
@@ -117,9 +118,9 @@ BODIES: dict[str, dict[str, Check]] = {
         "unrecorded": mapping_of(is_text),
         "no_contribution": mapping_of(is_text),
     },
-    "loss": {"names": is_columns},
-    "layer_statistics": {"quantity": is_text, "statistics": is_columns},
-    "dynamics": {"quantity": is_text, "aggregates": is_columns, "exponents": _exponents},
+    "loss": {"names": at_most(MAX_LOSSES, _texts)},
+    "layer_statistics": {"quantity": is_text, "statistics": _columns},
+    "dynamics": {"quantity": is_text, "aggregates": _columns, "exponents": _exponents},
     "polylines": {"quantity": is_text, "statistic": is_text, "exponents": _exponents},
     "samples": {
         "step": is_step, "examples": list_of(is_mapping), "layers": _texts, "axes": is_text,

@@ -5,16 +5,18 @@ the wrong order come out in order, and what an older layout did not have yet is 
 """
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from dgm_tb.errors import UnknownNameError
+from dgm_tb.errors import DgmError, UnknownNameError
 from dgm_tb.plugin.cache import Array, Arrays
 from dgm_tb.plugin.entry import Entry
-from dgm_tb.plugin.recording import Recording, concatenated
+from dgm_tb.plugin.joining import together
+from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import aggregate_columns, neuron_span, row_number, statistic_names
 from dgm_tb.plugin.series import Series
 from dgm_tb.plugin.storage import OpenFile
@@ -22,6 +24,8 @@ from dgm_tb.plugin.storage import OpenFile
 Spans = Sequence[tuple[Recording, float]]
 """Recordings, each with the step from which a later one supersedes it."""
 
+MAX_VALUES = 1 << 27
+"""At full step resolution, in one answer."""
 SELDOM = 4
 """A range with less than this fraction of the records is read on its own, not kept."""
 
@@ -75,7 +79,7 @@ def losses(spans: Spans) -> dict[str, Series]:
             for column, name in enumerate(names[: values.shape[1]]):
                 keep = (present[:, column] > 0) & (steps < limit)
                 parts.setdefault(name, []).append((steps[keep], values[keep, column], global_steps[keep]))
-    return {name: Series(*ascending(*map(concatenated, zip(*found, strict=True)))) for name, found in parts.items()}
+    return {name: Series(*ascending(*together(found))) for name, found in parts.items()}
 
 
 def skipped_steps(spans: Spans) -> Array:
@@ -109,7 +113,7 @@ def layer_statistics(spans: Spans, layer: str, quantity: str) -> dict[str, Serie
             parts.setdefault(name, []).append((steps[keep], values[keep, column]))
     if not is_known:
         return {}
-    ordered = {name: ascending(*map(concatenated, zip(*found, strict=True))) for name, found in parts.items()}
+    ordered = {name: ascending(*together(found)) for name, found in parts.items()}
     return {name: Series(steps, values, np.zeros(0, np.int64)) for name, (steps, values) in ordered.items()}
 
 
@@ -173,7 +177,7 @@ def windows(
             parts.append((bounds, values) if keep.all() else (bounds[keep], values[keep]))
     if not parts or not any(values.shape[1] for _, values in parts):
         return None
-    bounds, values = map(concatenated, zip(*parts, strict=True))
+    bounds, values = together(parts)
     order = _order(bounds[:, 0])
     if order is not None:
         bounds, values = bounds[order], values[order]
@@ -196,7 +200,7 @@ def polyline_points(spans: Spans, layer: str, quantity: str, first: float, last:
     if not parts:
         nothing = np.zeros(0, np.int64)
         return Points(nothing, nothing, np.zeros(0, np.float32), np.zeros(0, np.bool_))
-    return Points(*map(concatenated, zip(*parts, strict=True)))
+    return Points(*together(parts))
 
 
 def sampled_neurons(spans: Spans, layer: str, quantity: str, first: float, last: float) -> tuple[Array, Array]:
@@ -239,10 +243,16 @@ class EveryStep(NamedTuple):
 def at_every_step(
     spans: Spans, quantity: str, found: Windows, neurons: Array, points: Points, first: float, last: float
 ) -> EveryStep:
-    """Some neurons at full step resolution where that was kept, else the value of their window."""
+    """Some neurons at full step resolution where that was kept, else the value of their window.
+
+    Raises:
+        DgmError: If that is more than memory should hold.
+    """
     steps = observed_steps(spans, quantity)
     steps = steps[(steps >= first) & (steps <= last)]
     shape = len(steps), len(neurons)
+    if math.prod(shape) > MAX_VALUES:
+        raise DgmError(f"{shape[0]} steps of {shape[1]} neurons are too much for memory; narrow first and last, or k")
     if not len(steps) or not len(found.bounds):
         return EveryStep(steps, np.full(shape, np.nan, np.float32), np.zeros(shape, np.bool_))
     window = np.searchsorted(found.bounds[:, 1], steps).clip(0, len(found.bounds) - 1)
@@ -250,11 +260,13 @@ def at_every_step(
     values = found.values[window[:, None], neurons, 0].astype(np.float32)
     values[~is_inside] = np.nan
     is_known = np.repeat(is_inside[:, None], len(neurons), 1)
-    column = np.full(max(found.values.shape[1], int(points.neurons.max(initial=0)) + 1), -1)
+    n_neurons = found.values.shape[1]
+    column = np.full(n_neurons + 1, -1)
     column[neurons] = np.arange(len(neurons))
+    of = column[np.minimum(points.neurons, n_neurons)]  # a file may name neurons that no window has
     place = np.searchsorted(steps, points.steps).clip(0, len(steps) - 1)
-    drawn = (column[points.neurons] >= 0) & (steps[place] == points.steps)
-    at = place[drawn], column[points.neurons[drawn]]
+    drawn = (of >= 0) & (steps[place] == points.steps)
+    at = place[drawn], of[drawn]
     values[at], is_known[at] = points.values[drawn], True
     return EveryStep(steps, values, is_known)
 
@@ -307,7 +319,9 @@ def _aggregates(entries: Iterable[Entry], statistic: str) -> tuple[str, ...]:
     return tuple(name for name in ("main", "min", "max") if name in known)
 
 
-def _read_windows(entry: Entry, file: OpenFile, begin: int, stop: int, statistic: str, names: tuple[str, ...]) -> Arrays:
+def _read_windows(
+    entry: Entry, file: OpenFile, begin: int, stop: int, statistic: str, names: tuple[str, ...]
+) -> Arrays:
     """Bounds and values; what a window of a single step does not hold of its own is its main aggregate."""
     own = aggregate_columns(entry.body["aggregates"], statistic)
     if "main" not in own:
