@@ -25,8 +25,9 @@ import numpy as np
 from dgm_tb.framing import frame
 from dgm_tb.graph import Edge, Graph, Layer, Link, Node, Weight
 from dgm_tb.plugin.cache import CACHE
+from dgm_tb.plugin.opening import open_run
 from dgm_tb.plugin.plugin import ARRAY_ROUTES, JSON_ROUTES, view
-from dgm_tb.plugin.run import Run, open_run
+from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.wire import Arguments, pack
 from dgm_tb.records import PLUGIN_NAME, STATISTICS, Record, encode
 

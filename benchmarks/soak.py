@@ -33,7 +33,8 @@ from pathlib import Path
 
 import numpy as np
 
-from dgm_tb.plugin.run import Run, open_run
+from dgm_tb.plugin.opening import open_run
+from dgm_tb.plugin.run import Run
 
 RUN = "soak"
 OTHER_RUNS = 19

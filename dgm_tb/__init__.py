@@ -13,7 +13,7 @@ __all__ = ["DGMTrackerCallback", "open_run", "record"]
 if TYPE_CHECKING:
     from dgm_tb.callback import DGMTrackerCallback
     from dgm_tb.callback.plain import record
-    from dgm_tb.plugin.run import open_run
+    from dgm_tb.plugin.opening import open_run
 
 
 def __getattr__(name: str) -> Any:
@@ -22,7 +22,7 @@ def __getattr__(name: str) -> Any:
 
         return DGMTrackerCallback
     if name == "open_run":
-        from dgm_tb.plugin.run import open_run
+        from dgm_tb.plugin.opening import open_run
 
         return open_run
     if name == "record":

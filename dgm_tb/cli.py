@@ -17,11 +17,11 @@ from pathlib import Path
 
 from dgm_tb import __version__
 from dgm_tb.demo import SCENARIOS
-from dgm_tb.errors import DgmError, NoRecordingError
-from dgm_tb.plugin.discovery import find_runs
+from dgm_tb.errors import DgmError
 from dgm_tb.plugin.export import WRITERS, Table, choose_format, csv_lines, layer_table, loss_table, neuron_table, write
+from dgm_tb.plugin.opening import open_run, open_runs
 from dgm_tb.plugin.recording import Recording
-from dgm_tb.plugin.run import HOW_TO_RECORD, Run, open_run
+from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.sizes import Sizes, sizes_of
 from dgm_tb.records import SEVERITIES, STATISTICS, Finding, severity_order
 
@@ -68,7 +68,7 @@ def demo(options: argparse.Namespace) -> int:
 
 def diagnose(options: argparse.Namespace) -> int:
     """Print the findings of every run, worst first."""
-    runs = _open_runs(options.logdir)
+    runs = open_runs(options.logdir)
     findings = sorted((finding for run in runs for finding in run.findings), key=severity_order)
     if options.json:
         print(json.dumps([finding.to_json() for finding in findings], indent=1, allow_nan=False))
@@ -79,7 +79,7 @@ def diagnose(options: argparse.Namespace) -> int:
 
 def inspect(options: argparse.Namespace) -> int:
     """Print what every run holds and how large it is."""
-    for run in _open_runs(options.logdir):
+    for run in open_runs(options.logdir):
         print("\n".join(map(_plain, _inspect_run(run))))
     return 0
 
@@ -145,15 +145,6 @@ def _plain(text: str) -> str:
 def _list(numbers: Sequence[int], limit: int = 12) -> str:
     more = f", and {len(numbers) - limit} more" if len(numbers) > limit else ""
     return ", ".join(map(str, numbers[:limit])) + more
-
-
-def _open_runs(logdir: str) -> list[Run]:
-    folder = Path(logdir)
-    runs = find_runs(folder)
-    if not runs:
-        what = "has no recording of dgm_tb" if folder.is_dir() else "is no folder"
-        raise NoRecordingError(f"{folder} {what}; {HOW_TO_RECORD}")
-    return [Run(place, name=place.resolve().name if name == "." else name) for name, place in runs.items()]
 
 
 def _inspect_run(run: Run) -> list[str]:

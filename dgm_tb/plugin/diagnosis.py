@@ -9,7 +9,8 @@ import numpy as np
 from dgm_tb.algorithms.detection import History, LayerHistory, detect
 from dgm_tb.plugin.cache import Array, Arrays
 from dgm_tb.plugin.entry import Entry
-from dgm_tb.plugin.recording import Recording, concatenated
+from dgm_tb.plugin.joining import together
+from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import neuron_span
 from dgm_tb.plugin.storage import OpenFile
 from dgm_tb.records import Finding
@@ -27,10 +28,15 @@ _CLIPPING = ("ReLU", "ReLU6", "Threshold")
 
 
 class Diagnosis:
-    """The detectors' findings of one run, worked out again at most every ten seconds, or seldomer, while it grows."""
+    """The detectors' findings of one run, worked out again at most every ten seconds, or seldomer, while it grows.
+
+    Attributes:
+        change: Counts how often they found something else: it may be long after the records came.
+    """
 
     def __init__(self) -> None:
-        self._revision = ""
+        self.change = 0
+        self._revision: tuple[int, int] | None = None
         self._worked_out = -REST_SECONDS
         self._rest = REST_SECONDS
         self._findings: list[Finding] = []
@@ -39,13 +45,15 @@ class Diagnosis:
     def findings(self, run: "Run") -> list[Finding]:
         """What the detectors find in a run, up to its first non-finite step."""
         with self._lock:  # clients that ask at once wait for one another's work
-            revision, now = run.revision, time.monotonic()
+            revision, now = run.read_revision, time.monotonic()
             is_due = now - self._worked_out >= self._rest or run.ended is not None
             if revision != self._revision and is_due:
                 recorded = run.recorded_findings().values()
                 bad = [f.evidence.get("first_nonfinite_step", f.step) for f in recorded if f.kind == "nonfinite"]
                 history = history_of(run, min(map(int, bad), default=None))
-                self._findings = [Finding(**vars(detection), run=run.name) for detection in detect(history)]
+                found = [Finding(**vars(detection), run=run.name) for detection in detect(history)]
+                self.change += found != self._findings
+                self._findings = found
                 self._revision, self._worked_out = revision, time.monotonic()
                 self._rest = max(REST_SECONDS, REST_SHARE * (self._worked_out - now))
         return self._findings
@@ -69,7 +77,7 @@ def history_of(run: "Run", until: int | None) -> History:
             if found is not None and (span := neuron_span(own, layer.name, "activation"))
         ]
         if parts:
-            steps, low, high = map(concatenated, zip(*parts, strict=True))
+            steps, low, high = together(parts)
             is_clipping = layer.type in _CLIPPING
             layers.append(LayerHistory(layer.name, layer.module, steps, low.T, high.T, is_clipping))
     losses = {}
@@ -105,7 +113,7 @@ def _extremes(recording: Recording, last: float) -> _Extremes | None:
             is_before = found[0] <= last
             steps, low, high = (array[is_before] for array in found)
             parts.append(_in_stretches(steps, low, high, size))
-    return _Extremes(*map(concatenated, zip(*parts, strict=True))) if parts else None
+    return _Extremes(*together(parts)) if parts else None
 
 
 def _read_extremes(entry: Entry, file: OpenFile) -> Arrays:

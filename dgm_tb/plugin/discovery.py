@@ -2,65 +2,80 @@
 
 import os
 import re
-from collections.abc import Iterator
+from collections import deque
 from pathlib import Path
 
+from dgm_tb.plugin.storage import Item, Place, items
 from dgm_tb.records import PLUGIN_NAME
 from dgm_tb.segment_names import current_segments
 
 MAX_FOLDERS = 50_000
 """Folders looked at before giving up: a log folder set to "/" must not hang TensorBoard."""
+MAX_REMOTE_FOLDERS = 2000
+
+_PASSED_OVER = {"plugins", "checkpoints", ".git", "__pycache__"}
 
 
-def recordings_in(run_folder: Path) -> list[Path]:
-    """Folders of the recordings of one run, by name."""
+def recordings_in(run_folder: Place) -> list[Place]:
+    """Folders of the recordings of one run, by name.
+
+    Raises:
+        OSError: If a storage does not answer.
+    """
     place = run_folder / "plugins" / PLUGIN_NAME
-    try:
-        names = sorted(os.listdir(place))
-    except OSError:
-        return []
-    return [place / name for name in names if (place / name).is_dir() and _has_segments(place / name)]
+    names = sorted(item.name for item in _listed(place) if item.is_folder)
+    return [place / name for name in names if current_segments(item.name for item in _listed(place / name))]
 
 
-def find_runs(logdir: Path) -> dict[str, Path]:
+def find_runs(logdir: Place) -> dict[str, Place]:
     """Every run with a recording at or below ``logdir``.
 
     Links are followed, as TensorBoard does; a folder that was seen before is not entered again.
 
     Returns:
         Run name -> folder; the name is the path relative to ``logdir``, ``"."`` for itself.
+
+    Raises:
+        OSError: If a storage does not answer.
     """
-    runs = {}
-    for folder in _walk(logdir):
-        if recordings_in(folder):
-            runs[folder.relative_to(logdir).as_posix()] = folder
+    runs: dict[str, Place] = {}
+    seen: set[tuple[int, int]] = set()
+    waiting: deque[tuple[str, Place]] = deque([(".", logdir)])
+    left = MAX_FOLDERS if isinstance(logdir, Path) else MAX_REMOTE_FOLDERS
+    while waiting and left:
+        name, folder = waiting.popleft()
+        left -= 1
+        if isinstance(folder, Path) and not _is_new(folder, seen):
+            continue
+        inside = [item.name for item in _listed(folder) if item.is_folder]
+        if "plugins" in inside and recordings_in(folder):
+            runs[name] = folder
+        below = "" if name == "." else f"{name}/"
+        waiting += [(f"{below}{child}", folder / child) for child in inside if child not in _PASSED_OVER]
     return dict(sorted(runs.items(), key=lambda item: natural_key(item[0])))
 
 
-def _walk(logdir: Path) -> Iterator[Path]:
-    seen: set[tuple[int, int]] = set()
-    n_folders = 0
-    for root, folders, _ in os.walk(logdir, followlinks=True):
-        try:
-            status = os.stat(root)
-        except OSError:
-            continue
-        n_folders += 1
-        if n_folders > MAX_FOLDERS:
-            return
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders[:] = [name for name in folders if name not in ("plugins", "checkpoints", ".git", "__pycache__")]
-        yield Path(root)
-
-
-def _has_segments(folder: Path) -> bool:
+def _is_new(folder: Path, seen: set[tuple[int, int]]) -> bool:
+    """Whether a folder can be entered, and has not been yet."""
     try:
-        return bool(current_segments(os.listdir(folder)))
+        status = os.stat(folder)
     except OSError:
         return False
+    identity = status.st_dev, status.st_ino
+    is_new = identity not in seen
+    seen.add(identity)
+    return is_new
+
+
+def _listed(folder: Place) -> list[Item]:
+    """What is in a folder; nothing if there is none, or it is not ours to look into."""
+    try:
+        return items(folder)
+    except OSError as error:
+        is_answer = isinstance(error, (FileNotFoundError, NotADirectoryError, PermissionError))
+        if is_answer or isinstance(folder, Path):
+            return []
+        raise
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -205,6 +206,7 @@ def _prefix(payload: bytes) -> _Prefix:
     return _Prefix(wall_time, step, tag, content, base, summary[1])
 
 
+@lru_cache(4096)
 def _number(varint: bytes) -> int:
     """The value of a whole varint of at most nine bytes."""
     value = 0

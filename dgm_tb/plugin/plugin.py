@@ -97,14 +97,14 @@ class DGMTrackerPlugin(base_plugin.TBPlugin):  # type: ignore[misc]
     def _answer_json(self, place: str, request: Request) -> Response:
         run, arguments = self._asked(request)
         with _quiet():
-            return _respond(request, view(place)(run, arguments), "application/json")
+            return _respond(request, run.settled(lambda: view(place)(run, arguments)), "application/json")
 
     def _answer_arrays(self, place: str, request: Request) -> Response:
         from dgm_tb.plugin.wire import pack
 
         run, arguments = self._asked(request)
         with _quiet():
-            facts, arrays = view(place)(run, arguments)
+            facts, arrays = run.settled(lambda: view(place)(run, arguments))
             return _respond(request, pack(facts, arrays), "application/octet-stream")
 
     def _asked(self, request: Request) -> "tuple[Run, Arguments]":

@@ -6,14 +6,13 @@ from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from dgm_tb.errors import RecordError, StaleIndexError
 from dgm_tb.graph import Graph
 from dgm_tb.plugin import storage
-from dgm_tb.plugin.cache import CACHE, Array, Arrays
+from dgm_tb.plugin.cache import CACHE, Arrays
 from dgm_tb.plugin.entry import Entry, opened
 from dgm_tb.plugin.index import Index, Table
+from dgm_tb.plugin.joining import together
 from dgm_tb.plugin.live import Live
 from dgm_tb.plugin.segments import Segment
 from dgm_tb.plugin.storage import Item, Openable, OpenFile, Place
@@ -146,7 +145,7 @@ class Recording:
             n_written -= 1
         arrays = self._joined(name, entries[:n_written], read)
         live = self.collect(entries[n_written:], read)
-        return tuple(map(concatenated, zip(arrays, live, strict=True))) if arrays and live else arrays or live
+        return together([part for part in (arrays, live) if part])
 
     def _joined(self, name: Hashable, entries: list[Entry], read: Read) -> Arrays:
         key = id(self), self.folder, name
@@ -163,7 +162,7 @@ class Recording:
                 parts = [known[1]] if known[1] else []
         fresh, is_whole = self._collected(entries[n_known:], read)
         parts += [fresh] if fresh else []
-        arrays = tuple(map(concatenated, zip(*parts, strict=True))) if parts else ()
+        arrays = together(parts)
         if is_whole:
             CACHE.put(key, state, arrays)
         return arrays
@@ -188,7 +187,7 @@ class Recording:
                 self._doubt(path.name, error)
                 is_whole, trouble = False, str(error)
             self._note(path.name, trouble)
-        return tuple(map(concatenated, zip(*parts, strict=True))) if parts else (), is_whole
+        return together(parts), is_whole
 
     def _doubt(self, name: str, error: RecordError) -> None:
         """Raise a file's loss, so that the index is refreshed and the question asked again; not if that was in vain."""
@@ -325,28 +324,6 @@ class Recording:
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by kind of record."""
         return self._index.sizes()
-
-    def bytes_on_disk(self) -> int:
-        """Size of all its files."""
-        try:
-            files = [item for item in storage.items(self.folder) if not item.is_folder]
-            return sum((item.status or storage.status_of(self.folder / item.name)).size for item in files)
-        except OSError:  # deleted meanwhile
-            return self._index.n_bytes
-
-
-def concatenated(parts: tuple[Array, ...]) -> Array:
-    """Arrays joined along the first axis; where trailing axes differ, filled up with NaN (0 for whole numbers)."""
-    if len({part.shape[1:] for part in parts}) > 1:
-        shape = tuple(map(max, zip(*(part.shape[1:] for part in parts), strict=True)))
-        parts = tuple(_padded(part, shape) for part in parts)
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _padded(part: Array, shape: tuple[int, ...]) -> Array:
-    fill = np.nan if part.dtype.kind == "f" else 0
-    widths = [(0, 0), *((0, wanted - size) for wanted, size in zip(shape, part.shape[1:], strict=True))]
-    return np.pad(part, widths, constant_values=fill)
 
 
 def _by_path(entries: list[Entry]) -> Iterator[tuple[Place | Openable, list[Entry]]]:

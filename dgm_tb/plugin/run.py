@@ -1,49 +1,41 @@
 """One run, read: losses, statistics, dynamics, contributions and findings of all its recordings together."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import numpy as np
 
-from dgm_tb.errors import NoRecordingError, RecordError, UnknownNameError
+from dgm_tb.errors import RecordError, StaleIndexError, UnknownNameError
 from dgm_tb.graph import Graph, Link
-from dgm_tb.plugin import tracks
+from dgm_tb.plugin import starts, tracks
 from dgm_tb.plugin.diagnosis import Diagnosis
-from dgm_tb.plugin.discovery import find_runs, recordings_in
+from dgm_tb.plugin.discovery import recordings_in
 from dgm_tb.plugin.drawing import draw
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import neuron_span
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
+from dgm_tb.plugin.storage import Place, reason
 from dgm_tb.records import STATISTICS, Finding, severity_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
+P = ParamSpec("P")
+T = TypeVar("T")
 
 DIRECTIONS = ("forward", "backward")
 EXAMPLES = ("batch", "abnormal", "normal")
-HOW_TO_RECORD = "record one with L.Trainer(callbacks=[dgm_tb.DGMTrackerCallback()]) or dgm_tb.record(model, logdir)"
 
 
-def open_run(path: str | Path) -> "Run":
-    """Open the recordings of one run.
+def _settled(method: "Callable[Concatenate[Run, P], T]") -> "Callable[Concatenate[Run, P], T]":
+    """A method that answers again if a segment was replaced while it read."""
 
-    Args:
-        path: A run folder, or a log folder that holds exactly one run.
+    @wraps(method)
+    def answer(run: "Run", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return run.settled(lambda: method(run, *args, **kwargs))
 
-    Raises:
-        NoRecordingError: If there is no recording there, or more than one run.
-    """
-    folder = Path(path)
-    runs = {".": folder} if recordings_in(folder) else find_runs(folder)
-    if not runs:
-        what = "has no recording of dgm_tb" if folder.is_dir() else "is no folder"
-        raise NoRecordingError(f"{folder} {what}; {HOW_TO_RECORD}")
-    if len(runs) > 1:
-        raise NoRecordingError(f"{folder} holds {len(runs)} runs; open one of them: {', '.join(runs)}")
-    ((name, place),) = runs.items()
-    return Run(place, name=place.name if name == "." else name)
+    return answer
 
 
 class Run:
@@ -54,34 +46,59 @@ class Run:
         name: How findings name it.
     """
 
-    def __init__(self, folder: Path, name: str = "") -> None:
+    def __init__(self, folder: Place, name: str = "") -> None:
         self.folder = folder
         self.name = name or folder.name
-        self._recordings: dict[Path, Recording] = {}
+        self._recordings: dict[Place, Recording] = {}
+        self._trouble: str | None = None
         self._diagnosis = Diagnosis()
         self.refresh()
 
     def refresh(self) -> None:
         """Take in what was written since."""
-        for place in recordings_in(self.folder):
+        try:
+            places, self._trouble = recordings_in(self.folder), None
+        except OSError as error:  # a storage that does not answer now may do so later
+            places, self._trouble = [], f"{self.folder} can't be read: {reason(error)}"
+        for place in places:
             self._recordings.setdefault(place, Recording(place))
         for recording in list(self._recordings.values()):
             recording.refresh()
+
+    def settled(self, answer: Callable[[], T]) -> T:
+        """What ``answer`` returns; asked for again where a segment was replaced while it was read.
+
+        Raises:
+            StaleIndexError: If segments go faster than they can be read.
+        """
+        for _ in range(2):
+            try:
+                return answer()
+            except StaleIndexError:
+                self.refresh()
+        return answer()
 
     # -- what there is -------------------------------------------------------------------------------------------------
 
     @property
     def recordings(self) -> list[Recording]:
         """The recordings, oldest first."""
-        return sorted(self._recordings.values(), key=lambda recording: (recording.started, recording.name))
+        return starts.in_order(list(self._recordings.values()))
 
     @property
     def revision(self) -> str:
-        """Changes exactly when something new was read."""
-        found = list(self._recordings.values())
-        return f"{len(found)}.{sum(recording.revision for recording in found)}"
+        """Changes exactly when something new was read, or the detectors found something else in it."""
+        n_recordings, n_read = self.read_revision
+        return f"{n_recordings}.{n_read + self._diagnosis.change}"
 
     @property
+    def read_revision(self) -> tuple[int, int]:
+        """Changes exactly when something new was read."""
+        found = list(self._recordings.values())
+        return len(found), sum(recording.revision for recording in found)
+
+    @property
+    @_settled
     def graph(self) -> Graph:
         """The newest traced graph."""
         graphs = [recording.graph for recording in self.recordings]
@@ -97,6 +114,7 @@ class Run:
         """Everything found, worst first, then earliest first."""
         return [finding for _, finding in self.numbered_findings()]
 
+    @_settled
     def numbered_findings(self) -> list[tuple[str, Finding]]:
         """The findings with their ids, unique within the run: the callback's, and the detectors'."""
         found = self.recorded_findings()
@@ -104,10 +122,13 @@ class Run:
             found[f"{finding.kind}-{finding.module}"] = finding
         return sorted(found.items(), key=lambda item: severity_order(item[1]))
 
+    @_settled
     def recorded_findings(self) -> dict[str, Finding]:
-        """What the callback found while training, by id."""
+        """What the callback found while training, by id.
+
+        Of a later recording, its number stands before the id: an id stays what it is when another recording begins.
+        """
         found: dict[str, Finding] = {}
-        several = len(self.recordings) > 1
         for number, (recording, limit) in enumerate(self.spans()):
             for entry in recording.entries("finding"):
                 body = entry.body
@@ -116,15 +137,17 @@ class Run:
                 except (RecordError, TypeError, AttributeError):
                     continue
                 if finding.step < limit:
-                    found[f"{number}-{body['id']}" if several else str(body["id"])] = finding
+                    found[f"{number}-{body['id']}" if number else str(body["id"])] = finding
         return found
 
     @property
+    @_settled
     def losses(self) -> dict[str, Series]:
         """Every loss by name: returned (``loss``), logged, and each manual backward pass (``backward.0``, ...)."""
         return tracks.losses(list(self.spans()))
 
     @property
+    @_settled
     def skipped_steps(self) -> Array:
         """Steps in which a gradient scaler left an optimizer step out, as a gradient had overflowed ``[steps]``."""
         return tracks.skipped_steps(list(self.spans()))
@@ -141,13 +164,17 @@ class Run:
         return {str(of) for recording in self.recordings for of, _ in recording.variants("polylines")}
 
     @property
+    @_settled
     def notes(self) -> list[str]:
-        """What the callback said could not be recorded, and what this version could not read."""
+        """What the callback said could not be recorded, and what this version could not read; each said once."""
         found = [f"step {entry.last_step}: {entry.body['text']}" for entry, _ in self._entries("note")]
-        for recording in self.recordings:
+        recordings = self.recordings
+        found += [text for text in (starts.at_once(recordings), self._trouble) if text is not None]
+        for recording in recordings:
+            found += recording.troubles
             for kind, count in recording.unknown_kinds.items():
                 found.append(f"{count} records of the unknown kind {kind!r} were skipped: a newer dgm_tb wrote them")
-        return found
+        return list(dict.fromkeys(found))
 
     @property
     def gaps(self) -> list[dict[str, Any]]:
@@ -177,6 +204,7 @@ class Run:
 
     # -- numbers -------------------------------------------------------------------------------------------------------
 
+    @_settled
     def layer_statistics(self, layer: str, quantity: str = "activation") -> dict[str, Series]:
         """Statistics of a whole layer at every observed step.
 
@@ -192,6 +220,7 @@ class Run:
             raise self.missing(layer, quantity)
         return found
 
+    @_settled
     def dynamics(self, layer: str, quantity: str = "activation", statistic: str | None = None) -> Dynamics:
         """The history of every neuron of a layer, at the finest detail kept for all of them.
 
@@ -212,6 +241,7 @@ class Run:
         bounds = found.bounds
         return Dynamics(bounds[:, 1], lines["main"], neurons, bounds[:, 0], lines.get("min"), lines.get("max"))
 
+    @_settled
     def polylines(
         self, layer: str, quantity: str = "activation", k: int = 64, first: int | None = None, last: int | None = None
     ) -> Dynamics:
@@ -242,6 +272,7 @@ class Run:
         values = np.ascontiguousarray(lines.values.T)
         return Dynamics(lines.steps, values, drawn.neurons, lines.steps, outliers=drawn.is_outlier)
 
+    @_settled
     def contribution(
         self, source: str, target: str, step: int, direction: str = "forward", samples: str = "batch"
     ) -> ContributionMatrix:
@@ -306,10 +337,10 @@ class Run:
     def evidence(self, kind: str, finding: str) -> list[Entry]:
         """Records of a kind (``samples``, ``relevance``) that belong to a finding, by its id."""
         spans = list(self.spans())
-        number, _, name = finding.partition("-") if len(spans) > 1 else ("0", "", finding)
-        if not (number.isascii() and number.isdigit()) or int(number) >= len(spans):
-            return []
-        return spans[int(number)][0].entries(kind, finding=name)
+        number, _, name = finding.partition("-")
+        if number.isascii() and number.isdigit() and len(number) < 10 and int(number) < len(spans):
+            return spans[int(number)][0].entries(kind, finding=name)
+        return spans[0][0].entries(kind, finding=finding) if spans else []
 
     # -- internals -----------------------------------------------------------------------------------------------------
 

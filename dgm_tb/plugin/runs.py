@@ -9,13 +9,16 @@ from typing import Any
 from tensorboard.context import RequestContext
 from tensorboard.plugins import base_plugin
 
-from dgm_tb.errors import UnknownNameError
+from dgm_tb.errors import NoRecordingError, UnknownNameError
 from dgm_tb.plugin import views
 from dgm_tb.plugin.discovery import find_runs, natural_key
 from dgm_tb.plugin.run import Run
+from dgm_tb.plugin.storage import Place, place_of, reason
 
 REFRESH_SECONDS = 1.0
 DISCOVERY_SECONDS = 5.0
+REMOTE_SECONDS = 10.0
+"""Either of them, where asking costs requests."""
 DISCOVERY_SHARE = 0.05
 """Part of the time that may go into walking the log folder, however large it is."""
 LISTING_SECONDS = 0.7
@@ -70,29 +73,39 @@ class Runs:
 
     def _discover(self) -> None:
         with self._lock:
-            began = time.monotonic()
-            if began < self._next_look:
+            if time.monotonic() < self._next_look:
                 return
-            places = self._places()
+            roots = self._roots()
+            self._next_look = float("inf")
+            is_remote = not all(isinstance(root, Path) for root in roots.values())
+            if is_remote and self._found:  # nobody waits for what is known already
+                self._threads.submit(self._look, roots, REMOTE_SECONDS)
+            else:
+                self._look(roots, REMOTE_SECONDS if is_remote else DISCOVERY_SECONDS)
+
+    def _look(self, roots: dict[str, Place], rest: float) -> None:
+        began = time.monotonic()
+        try:
+            places, trouble = _places(roots)
             before = self._found
-            self._found = {
+            found = {
                 name: before[name] if name in before and before[name].folder == folder else _Followed(folder, name)
                 for name, folder in places.items()
             }
+            self._found = found if trouble is None else {**before, **found}
+        finally:
             now = time.monotonic()
-            self._next_look = now + max(DISCOVERY_SECONDS, (now - began) / DISCOVERY_SHARE)
+            self._next_look = now + max(rest, (now - began) / DISCOVERY_SHARE)
+        if trouble is not None and not self._found:
+            raise NoRecordingError(trouble)
 
-    def _places(self) -> dict[str, Path]:
+    def _roots(self) -> dict[str, Place]:
+        """Where to look, each with the name that stands before its runs."""
         if self._context.logdir:
-            return find_runs(Path(self._context.logdir).expanduser())
+            return {".": place_of(self._context.logdir)}
         multiplexer = getattr(self._context, "multiplexer", None)
         paths = multiplexer.RunPaths() if multiplexer is not None else {}
-        places = {
-            (name if inner == "." else f"{name}/{inner}".replace("/./", "/").removeprefix("./")): folder
-            for name, path in paths.items()
-            for inner, folder in find_runs(Path(path)).items()
-        }
-        return {name: places[name] for name in sorted(places, key=natural_key)}
+        return {name: place_of(path) for name, path in paths.items()}
 
     def _known_to_tensorboard(self) -> list[str]:
         provider = getattr(self._context, "data_provider", None)
@@ -104,10 +117,25 @@ class Runs:
             return []
 
 
+def _places(roots: dict[str, Place]) -> tuple[dict[str, Place], str | None]:
+    """The runs below some folders, and which of these did not answer."""
+    places: dict[str, Place] = {}
+    trouble = None
+    for name, root in roots.items():
+        try:
+            runs = find_runs(root)
+        except OSError as error:
+            trouble = f"{root} can't be read: {reason(error)}"
+            continue
+        for inner, folder in runs.items():
+            places[name if inner == "." else f"{name}/{inner}".replace("/./", "/").removeprefix("./")] = folder
+    return {name: places[name] for name in sorted(places, key=natural_key)}, trouble
+
+
 class _Followed:
     """One run folder, indexed in a thread of its own."""
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Place, name: str) -> None:
         self.folder = folder
         self.run: Run | None = None
         self._name = name
@@ -120,7 +148,8 @@ class _Followed:
         with self._lock:
             if self._future is not None and not self._future.done():
                 return self._future
-            if time.monotonic() - self._refreshed < REFRESH_SECONDS:
+            rest = REFRESH_SECONDS if isinstance(self.folder, Path) else REMOTE_SECONDS
+            if time.monotonic() - self._refreshed < rest:
                 return None
             self._refreshed = time.monotonic()
             self._future = threads.submit(self.work)
@@ -136,5 +165,6 @@ class _Followed:
     def summary(self) -> dict[str, Any]:
         """The facts of the run so far."""
         is_indexing = self._future is not None and not self._future.done()
-        facts = views.summary(self.run) if self.run is not None else views.UNREAD
+        run = self.run
+        facts = run.settled(lambda: views.summary(run)) if run is not None else views.UNREAD
         return {**facts, "indexing": is_indexing}

@@ -8,12 +8,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import NamedTuple
 
 from dgm_tb import framing
 from dgm_tb.plugin.storage import Openable, OpenFile, Place, Status, opened, reason
 from dgm_tb.resync import find_header
 
-BLOCK_BYTES = 8 << 20
+BLOCK_BYTES = 1 << 20
+REMOTE_BLOCK_BYTES = 8 << 20
+"""A request costs more than its bytes; larger blocks of a disk's file cost more memory and time (measured)."""
 RESYNC_BYTES = 1 << 20
 FINGERPRINT_BYTES = 64
 PATIENCE_SECONDS = 60.0
@@ -34,8 +37,7 @@ class Gap:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Payload:
+class Payload(NamedTuple):
     """One intact record: where its bytes begin in the file, and the bytes."""
 
     offset: int
@@ -166,12 +168,13 @@ class _Blocks:
 
     def __init__(self, file: OpenFile, size: int) -> None:
         self._file, self._size, self._start, self._block = file, size, 0, b""
+        self._n_bytes = REMOTE_BLOCK_BYTES if file.is_remote else BLOCK_BYTES
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Bytes of the file; fewer at its end."""
         at = offset - self._start
         if not 0 <= at <= at + n_bytes <= len(self._block):
-            n_block = min(max(BLOCK_BYTES, n_bytes), self._size - offset)
+            n_block = min(max(self._n_bytes, n_bytes), self._size - offset)
             self._block, self._start, at = self._file.read_at(offset, max(n_block, 0)), offset, 0
         return self._block[at : at + n_bytes]
 
