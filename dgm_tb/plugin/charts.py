@@ -7,10 +7,10 @@ import numpy as np
 
 from dgm_tb.algorithms.downsampling import minmax_columns
 from dgm_tb.errors import UnknownNameError
-from dgm_tb.plugin import tracks
 from dgm_tb.plugin.decimate import PERCENTILES, decimated, percentiles
 from dgm_tb.plugin.drawing import draw
 from dgm_tb.plugin.entry import Entry
+from dgm_tb.plugin.lines import MAX_COLUMNS, MAX_VALUES, View, asked_range, drawn_lines, window_spans
 from dgm_tb.plugin.rows import row_number
 from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.storage import OpenFile
@@ -23,15 +23,12 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 QUANTILE_NEURONS = 2048
 """Percentiles are those of about so many evenly spread neurons where a layer has more."""
-MAX_COLUMNS = 4000
-MAX_VALUES = 1 << 23
-"""Values along the steps that are held at once before lines are made shorter."""
 
 
 def losses(run: Run, arguments: Arguments) -> Answer:
     """Route ``losses``."""
     columns = arguments.number("columns", 800, 1, MAX_COLUMNS)
-    first, last = _range(run, arguments)
+    first, last = asked_range(run, arguments)
     skipped = run.skipped_steps
     n_skipped = int(((skipped >= first) & (skipped <= last)).sum())
     facts: dict[str, Any] = {
@@ -97,82 +94,49 @@ def minis(run: Run, arguments: Arguments) -> Answer:
 
 def dynamics(run: Run, arguments: Arguments) -> Answer:
     """Route ``dynamics``."""
-    layer = arguments.text("layer")
-    quantity = arguments.text("quantity", "activation", QUANTITIES)
-    statistic = arguments.text("statistic", STATISTICS[quantity][0].name)
     k = arguments.number("k", 128, 1, 2000)
-    columns = arguments.number("columns", 400, 1, MAX_COLUMNS)
-    first, last = _range(run, arguments)
-    spans = list(run.spans())
-    found = tracks.windows(spans, layer, quantity, statistic, first=first, last=last)
-    if found is None:
-        raise run.missing(layer, quantity)
-    is_main = statistic == STATISTICS[quantity][0].name
-    drawn = draw(spans, layer, quantity, found, k, first, last, max_outliers=k)
-    is_full = is_main and len(found.bounds) < columns and quantity in run.polyline_quantities
-    observed = tracks.observed_steps(spans, quantity) if is_full else found.bounds[:0, 0]
-    n_steps = int(((observed >= first) & (observed <= last)).sum())
-    is_full = is_full and n_steps * len(drawn.neurons) <= MAX_VALUES
-    if is_full:
-        points = tracks.polyline_points(spans, layer, quantity, first, last)
-        lines = tracks.at_every_step(spans, quantity, found, drawn.neurons, points, first, last)
-        steps, values, known = decimated(lines.steps, lines.values, lines.values, lines.is_known, columns)
-    else:
-        steps, values, known = _of_windows(found, drawn.neurons, columns)
-    window_steps = int((found.bounds[:, 1] - found.bounds[:, 0]).max(initial=0)) + 1
-    stated = run.recordings[-1].window_steps if run.recordings else window_steps
-    finite = values[np.isfinite(values)]
+    view = View.asked(run, arguments)
+    found = view.windows()
+    drawn = draw(view.spans, view.layer, view.quantity, found, k, view.first, view.last, max_outliers=k)
+    facts, arrays = line_chart(view, found, drawn.neurons, view.columns)
     low, high = run.steps or (0, 0)
-    facts = {
-        "layer": layer,
-        "quantity": quantity,
-        "statistic": statistic,
-        "first": first,
-        "last": last,
+    facts |= {
+        "neurons": found.values.shape[1],
         "recorded_first": low,
         "recorded_last": high,
-        "neurons": found.values.shape[1],
         "sampled": len(drawn.neurons) - int(drawn.is_outlier.sum()),
         "outliers": drawn.n_outliers,
-        "resolution": "every step" if is_full or window_steps == 1 else f"windows of {stated} steps",
-        "window_steps": stated,
-        "low": float(finite.min()) if finite.size else float("nan"),
-        "high": float(finite.max()) if finite.size else float("nan"),
         "nonfinite_neurons": drawn.n_nonfinite,
     }
+    arrays["outlier"] = drawn.is_outlier.astype(np.uint8)
+    arrays["quantiles"] = float32(_quantiles(found, arrays["steps"]))
+    return facts, arrays
+
+
+def line_chart(view: View, found: Windows, neurons: Array, columns: int, places: Array | None = None) -> Answer:
+    """The lines of some neurons: what ``dynamics`` and ``lines`` have in common. Arguments as of ``drawn_lines``."""
+    lines = drawn_lines(view, found, neurons, columns, places)
+    finite = lines.values[np.isfinite(lines.values)]
+    recordings = view.run.recordings
+    facts = {
+        **view.facts,
+        "resolution": lines.resolution,
+        "window_steps": recordings[-1].window_steps if recordings else 1,
+        "spans": window_spans(found.bounds),
+        "low": float(finite.min()) if finite.size else float("nan"),
+        "high": float(finite.max()) if finite.size else float("nan"),
+    }
     arrays = {
-        "steps": steps.astype(np.float64),
-        "values": float32(values.T),
-        "nonfinite": np.where(known, nonfinite_codes(values), 0).astype(np.uint8).T,
-        "neurons": drawn.neurons.astype(np.int32),
-        "outlier": drawn.is_outlier.astype(np.uint8),
-        "quantiles": float32(_quantiles(found, steps)),
+        "steps": lines.steps.astype(np.float64),
+        "values": float32(lines.values.T),
+        "nonfinite": np.where(lines.is_known, nonfinite_codes(lines.values), 0).astype(np.uint8).T,
+        "neurons": neurons.astype(np.int32),
+        "every_step": float32(lines.every_step),
     }
     return facts, arrays
 
 
 # -- helpers -----------------------------------------------------------------------------------------------------------
-
-
-def _range(run: Run, arguments: Arguments) -> tuple[int, int]:
-    low, high = run.steps or (0, 0)
-    first = arguments.number("first", low, 0, 1 << 53)
-    return first, max(first, arguments.number("last", high, 0, 1 << 53))
-
-
-def _of_windows(found: Windows, neurons: Array, columns: int) -> tuple[Array, Array, Array]:
-    """Smallest and largest value of some neurons in every column of windows, and what is not finite."""
-    values = found.values[:, neurons].astype(np.float32)
-    by_name = {name: values[:, :, number] for number, name in enumerate(found.aggregates)}
-    main = by_name["main"]
-    low, high = by_name.get("min", main), by_name.get("max", main)
-    steps, known = found.bounds[:, 1], np.broadcast_to(found.is_recorded[:, None], main.shape)
-    bad = np.flatnonzero((~np.isfinite(main) & np.isfinite(low)).any(1))
-    if len(bad):  # the extremes are those of the finite steps: the main value is a point of its own
-        order = np.argsort(np.concatenate([np.arange(len(steps)), bad]), kind="stable")
-        low, high = (np.concatenate([lines, main[bad]])[order] for lines in (low, high))
-        steps, known = np.concatenate([steps, steps[bad]])[order], np.concatenate([known, known[bad]])[order]
-    return decimated(steps, low, high, known, columns, is_range=len(by_name) > 1)
 
 
 def _layer_matrix(run: Run, quantity: str, statistic: str, first: int, last: int) -> tuple[Array, Array, Array]:

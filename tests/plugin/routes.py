@@ -58,9 +58,9 @@ ARRAY_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type], dict[str, str]]]
         {"layer": "out"},
         {"layer": str, "quantity": str, "statistic": str, "first": int, "last": int, "recorded_first": int,
          "recorded_last": int, "neurons": int, "sampled": int, "outliers": int, "resolution": str,
-         "window_steps": int, "low": float, "high": float, "nonfinite_neurons": int},
+         "window_steps": int, "spans": list, "low": float, "high": float, "nonfinite_neurons": int},
         {"steps": "f8 T", "values": "f4 N T", "nonfinite": "u1 N T", "neurons": "i4 N", "outlier": "u1 N",
-         "quantiles": "f4 5 T"},
+         "every_step": "f4 N", "quantiles": "f4 5 T"},
     ),
     "neurons": (
         {"layer": "out"},
