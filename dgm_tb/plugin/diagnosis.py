@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from dgm_tb.algorithms.detection import History, LayerHistory, detect
-from dgm_tb.plugin.cache import Array, Arrays
+from dgm_tb.plugin.cache import CACHE, Array, Arrays
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.joining import together
 from dgm_tb.plugin.recording import Recording
@@ -97,23 +97,40 @@ class _Extremes(NamedTuple):
 
 
 def _extremes(recording: Recording, last: float) -> _Extremes | None:
-    """Extremes of at most ``MAX_WINDOWS`` stretches; each record is read once, and not kept."""
-    entries = [entry for entry in recording.entries("dynamics", quantity="activation") if entry.first_step <= last]
-    entries.sort(key=lambda entry: entry.first_step)
-    size = -(-sum(entry.n_rows("windows") for entry in entries) // MAX_WINDOWS)
+    """Extremes of at most ``MAX_WINDOWS`` stretches of windows that have ended; none of them is read twice."""
+    known = {
+        (entry.first_step, entry.last_step): entry for entry in recording.entries("dynamics", quantity="activation")
+    }
+    entries = [known[steps] for steps in sorted(known) if steps[0] <= last and not known[steps].is_live]
+    n_windows = sum(entry.n_rows("windows") for entry in entries)
+    size = 1 << max(0, -(-n_windows // MAX_WINDOWS) - 1).bit_length()  # seldom another one while a recording grows
     parts, waiting, n_waiting = [], [], 0
     for number, entry in enumerate(entries):
         waiting.append(entry)
         n_waiting += entry.n_rows("windows")
         if n_waiting < size and number + 1 < len(entries):
             continue
-        found = recording.collect(waiting, _read_extremes)
+        parts.append(_stretches(recording, waiting, n_waiting, size, last))
         waiting, n_waiting = [], 0
-        if found:
-            is_before = found[0] <= last
-            steps, low, high = (array[is_before] for array in found)
-            parts.append(_in_stretches(steps, low, high, size))
+    parts = [part for part in parts if part]
     return _Extremes(*together(parts)) if parts else None
+
+
+def _stretches(recording: Recording, entries: list[Entry], n_windows: int, size: int, last: float) -> Arrays:
+    """Extremes of the stretches of some records; kept if they can't change any more."""
+    key = id(recording), recording.folder, "extremes", entries[0].serial, entries[-1].serial
+    known = CACHE.get(key)
+    if known is not None and known[0] == size:
+        return known[1]
+    found = recording.collect(entries, _read_extremes)
+    if not found:
+        return ()
+    is_before = found[0] <= last
+    steps, low, high = (array[is_before] for array in found)
+    stretches = _in_stretches(steps, low, high, size)
+    if len(steps) == n_windows >= size:
+        CACHE.put(key, size, stretches)
+    return stretches
 
 
 def _read_extremes(entry: Entry, file: OpenFile) -> Arrays:

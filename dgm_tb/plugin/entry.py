@@ -13,6 +13,7 @@ from dgm_tb.plugin.cache import Array
 from dgm_tb.plugin.layout import ArrayPlace, HeadReader, load_body
 from dgm_tb.plugin.storage import Openable, OpenFile, Place
 from dgm_tb.records import expand
+from dgm_tb.segment_names import LIVE_NAME
 
 
 class Entry(NamedTuple):
@@ -43,6 +44,11 @@ class Entry(NamedTuple):
     arrays: Mapping[str, ArrayPlace]
     serial: int
     kept: Mapping[str, Any] | None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether it tells of a window that has not ended yet."""
+        return self.path.name == LIVE_NAME
 
     @property
     def body(self) -> Mapping[str, Any]:

@@ -141,7 +141,7 @@ class Recording:
             StaleIndexError: If a segment is gone.
         """
         n_written = len(entries)
-        while n_written and entries[n_written - 1].path.name == LIVE_NAME:
+        while n_written and entries[n_written - 1].is_live:
             n_written -= 1
         arrays = self._joined(name, entries[:n_written], read)
         live = self.collect(entries[n_written:], read)
