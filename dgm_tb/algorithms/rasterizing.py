@@ -48,9 +48,11 @@ class Axis(NamedTuple):
 
     def positions(self, values: Array) -> Floats:
         """Where values lie, float32; NaN where the axis can't show them."""
-        with np.errstate(over="ignore"):
-            places = (self.scaled(values) - self.origin) / self.unit
-        return np.clip(places, -FARTHEST, FARTHEST).astype(np.float32)
+        scaled = self.scaled(values)
+        if not 1e-30 < abs(self.unit) < 1e30 or abs(self.origin) > 1e30:
+            scaled = scaled.astype(np.float64)
+        with np.errstate(all="ignore"):
+            return np.clip((scaled - self.origin) / self.unit, -FARTHEST, FARTHEST).astype(np.float32)
 
     def inverted(self, scaled: Array) -> Array:
         """The values that lie at these scaled units."""
@@ -137,6 +139,19 @@ def extents(polylines: Polylines, edges: Array, axis: Axis) -> Iterator[Extents]
             _take_in(lowest, low, first[columns] - begin, stop[columns] - begin, np.fmin)
             _take_in(highest, high, first[columns] - begin, stop[columns] - begin, np.fmax)
             yield Extents(columns, lines, lowest, highest)
+
+
+def reach(polylines: Polylines, axis: Axis) -> tuple[float, float] | None:
+    """The lowest and the highest position of all lines; None if no value can be shown."""
+    place = axis.placing(polylines.low.dtype, polylines.low.size)
+    n_points, n_lines = polylines.low.shape
+    n_rows = max(BLOCK_ELEMENTS // max(n_lines, 1), 1)
+    least, most = np.inf, -np.inf
+    for at in range(0, n_points, n_rows):
+        low, high = polylines.positions(place, slice(at, at + n_rows), slice(None))
+        least = min(least, float(np.fmin.reduce(low, None, initial=np.inf)))
+        most = max(most, float(np.fmax.reduce(high, None, initial=-np.inf)))
+    return (least, most) if least <= most else None
 
 
 def density(polylines: Polylines, edges: Array, axis: Axis, height: int) -> npt.NDArray[np.int32]:

@@ -59,13 +59,13 @@ def draw(
     sampled, outliers = sampled[sampled < n_neurons], outliers[outliers < n_neurons]
     is_bad = ~np.isfinite(main)
     must = outliers if max_outliers is None else _farthest(main.astype(np.float32), outliers, max_outliers)
-    lines = _thinned(main)
+    lines = thinned(main)
     rng = np.random.default_rng(0)
     neurons = blue_noise_order(lines, min(k + len(must), n_neurons), rng=rng, must=must, previous=sampled)
     return Drawn(neurons, np.isin(neurons, must), len(outliers), int(is_bad.any(0).sum()))
 
 
-def _thinned(main: Array) -> Array:
+def thinned(main: Array) -> Array:
     """Lines to compare ``[neurons, points]``; a value that is not finite makes its point so."""
     if not len(main):
         return np.zeros((main.shape[1], 1), np.float32)

@@ -25,6 +25,9 @@ SUMMARY = {
     "last_wall_time": float, "ended": bool, "reason": str, "layers": int, "model": str, "findings": dict,
 }  # fmt: skip
 
+VIEW = {"layer": str, "quantity": str, "statistic": str, "first": int, "last": int}
+AXIS = {"scale": str, "threshold": float}
+
 JSON_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type]]] = {
     "run": (
         {},
@@ -61,6 +64,32 @@ ARRAY_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type], dict[str, str]]]
          "window_steps": int, "spans": list, "low": float, "high": float, "nonfinite_neurons": int},
         {"steps": "f8 T", "values": "f4 N T", "nonfinite": "u1 N T", "neurons": "i4 N", "outlier": "u1 N",
          "every_step": "f4 N", "quantiles": "f4 5 T"},
+    ),
+    "lines": (
+        {"layer": "out", "neurons": "3,0"},
+        {**VIEW, "neurons": int, "columns": int, "resolution": str, "window_steps": int, "spans": list, "low": float,
+         "high": float},
+        {"steps": "f8 T", "values": "f4 2 T", "nonfinite": "u1 2 T", "neurons": "i4 2", "every_step": "f4 2"},
+    ),
+    "density": (
+        {"layer": "out", "width": "30", "height": "20"},
+        {**VIEW, **AXIS, "low": float, "high": float, "neurons": int, "largest": int},
+        {"density": "u1 20 30"},
+    ),
+    "nearest": (
+        {"layer": "out", "step": "7.5", "value": "3", "limit": "2"},
+        {**VIEW, **AXIS, "step": float, "value": float, "neurons": int, "every_step": bool},
+        {"neurons": "i4 2", "distance": "f4 2", "values": "f4 2"},
+    ),
+    "brush": (
+        {"layer": "out", "step1": "0", "value1": "-99", "step2": "11", "value2": "99"},
+        {**VIEW, **AXIS, "kind": str, "neurons": int, "count": int},
+        {"neurons": "i4 5"},
+    ),
+    "similar": (
+        {"layer": "out", "neuron": "1"},
+        {**VIEW, "neurons": int, "neuron": int},
+        {"neurons": "i4 4", "distance": "f4 4"},
     ),
     "neurons": (
         {"layer": "out"},

@@ -24,14 +24,22 @@ from dgm_tb.plugin import plugin as plugin_module
 
 REQUIRED = {
     "dynamics": ["layer"], "neurons": ["layer"], "contributions": ["layer"], "matrix": ["source", "target"],
-    "samples": ["finding"],
+    "samples": ["finding"], "density": ["layer"], "nearest": ["layer"], "brush": ["layer"], "similar": ["layer"],
 }  # fmt: skip
+LINES = ["layer", "quantity", "statistic"]
 NAMES = {
     "minis": ["quantity", "statistic"], "dynamics": ["layer", "quantity", "statistic"], "neurons": ["layer"],
     "contributions": ["layer", "samples"], "matrix": ["source", "target", "direction", "samples"],
-    "samples": ["finding"],
+    "samples": ["finding"], "lines": [*LINES], "density": [*LINES, "scale"], "nearest": [*LINES, "scale"],
+    "brush": [*LINES, "scale", "kind"], "similar": [*LINES],
 }  # fmt: skip
+VIEW = {"first": None, "last": None, "columns": (1, 4000)}
 NUMBERS = {
+    "lines": VIEW,
+    "density": {**VIEW, "width": (1, 1200), "height": (1, 500)},
+    "nearest": {**VIEW, "limit": (1, 256)},
+    "brush": VIEW,
+    "similar": {"first": None, "last": None, "neuron": (0, 4), "limit": (1, 2000)},
     "losses": {"first": None, "last": None, "columns": (1, 4000)},
     "minis": {"center": None, "span": (1, 100_000), "columns": (1, 4000)},
     "dynamics": {"first": None, "last": None, "k": (1, 2000), "columns": (1, 4000)},
@@ -39,6 +47,15 @@ NUMBERS = {
     "contributions": {"neuron": (0, 3), "step": None},
     "matrix": {"step": None, "k": (1, 256)},
 }
+REALS = {
+    "density": {"threshold": (1e-38, 1e38), "low": (-1e300, 9.5), "high": (-9.5, 1e300)},
+    "nearest": {"threshold": (1e-38, 1e38), "step": (0, 2**53), "value": (-1e300, 1e300)},
+    "brush": {
+        "threshold": (1e-38, 1e38), "step1": (0, 2**53), "value1": (-1e300, 1e300), "step2": (0, 2**53),
+        "value2": (-1e300, 1e300),
+    },
+}  # fmt: skip
+LISTS = {"lines": ["neurons"]}
 ODD_TEXTS = [
     "x", "../../etc/passwd", "/etc/passwd", "<script>alert(1)</script>", "\x00", "\udcff", "fc\n", " fc", "a" * 5000,
     "%", "é", "[]", "null", "\u202e",
@@ -46,7 +63,10 @@ ODD_TEXTS = [
 ODD_NUMBERS = ["x", "1.5", "1e3", "-1", "0x10", "NaN", "inf", "9" * 400, str(2**64), "١", "²", "--1", "-", "1 ", "<b>"]
 
 
-ARGUMENTS = {route: ["run", *dict.fromkeys([*NAMES.get(route, []), *NUMBERS.get(route, {})])] for route in ALL_ROUTES}
+ARGUMENTS = {
+    route: ["run", *dict.fromkeys(name for table in (NAMES, NUMBERS, REALS, LISTS) for name in table.get(route, ()))]
+    for route in ALL_ROUTES
+}
 
 
 def test_every_documented_argument_is_tested() -> None:
@@ -79,6 +99,18 @@ def test_a_run_that_is_missing_is_400_and_an_unknown_one_404(client: Client, rou
         assert_sentence(answer, 404)
         assert "no recording of a run" in answer.text
         assert "a/run, every_step" in answer.text
+
+
+@pytest.mark.parametrize(("route", "name"), [(route, name) for route, names in REALS.items() for name in names])
+def test_a_number_with_decimals_that_is_none_or_out_of_range_is_400(client: Client, route: str, name: str) -> None:
+    odd = [value for value in ODD_NUMBERS if value not in ("1.5", "1e3", "-1", str(2**64))]
+    for value in [*odd, "1e999", "-1e301", "1,5", "1.5.5", "Infinity", "0" * 40]:
+        answer = get(client, route, **{**sample_arguments(route), name: value})
+        assert_sentence(answer, 400)
+        assert re.fullmatch(rf"{name} is a number from \S+ to \S+; got '.+'", answer.text)
+    for value in REALS[route][name]:
+        answer = get(client, route, **{**sample_arguments(route), name: value})
+        assert answer.status_code == 200, (value, answer.text)
 
 
 @pytest.mark.parametrize(("route", "name"), [(route, name) for route, names in REQUIRED.items() for name in names])
