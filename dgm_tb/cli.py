@@ -13,6 +13,7 @@ import textwrap
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dgm_tb import __version__
@@ -80,7 +81,8 @@ def diagnose(options: argparse.Namespace) -> int:
 def inspect(options: argparse.Namespace) -> int:
     """Print what every run holds and how large it is."""
     for run in open_runs(options.logdir):
-        print("\n".join(map(_plain, _inspect_run(run))))
+        lines = run.settled(partial(_inspect_run, run))
+        print("\n".join(map(_plain, lines)))
     return 0
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pandas
 import pytest
@@ -153,6 +154,17 @@ def test_inspect_says_what_grows_beside_what_it_was_made_of(
     first = next(number for number, line in enumerate(said) if "on disk" in line)
     assert said[first : first + len(lines) + 1] == [*lines, said[first + len(lines)]]
     assert said[first + len(lines)].startswith("record kind")
+
+
+def test_every_reader_command_takes_an_address(logdir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    memory = fsspec.filesystem("memory")
+    for file in (logdir / "healthy").rglob("*.dgm"):
+        memory.pipe_file(f"/test_cli/{file.relative_to(logdir)}", file.read_bytes())
+    said = []
+    for place in (f"{logdir}/healthy", "memory://test_cli/healthy"):
+        codes = [main([*command, place]) for command in (["inspect"], ["diagnose"], ["export", "--losses"])]
+        said.append((codes, capsys.readouterr().out))
+    assert said[0] == said[1]
 
 
 def test_no_text_of_a_recording_reaches_the_terminal_as_a_command(

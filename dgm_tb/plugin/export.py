@@ -172,9 +172,11 @@ def choose_format(wanted: str | None, out: str | None) -> str:
         out: The file; None for the terminal.
 
     Raises:
-        DgmError: If the terminal can't take it, or the file's suffix is another one's.
+        DgmError: If the terminal can't take it, the file's suffix is another one's, or the file is an address.
         MissingPackageError: If it needs a package that is not installed.
     """
+    if out is not None and "://" in out:
+        raise DgmError(f"--out is a file on this machine, not an address like {out}")
     suffix = Path(out).suffix.lower().removeprefix(".") if out is not None else ""
     chosen = wanted or (suffix if suffix in WRITERS else next(iter(WRITERS)))
     if out is None and chosen != "csv":

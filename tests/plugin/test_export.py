@@ -254,6 +254,11 @@ def test_a_suffix_of_another_format_is_no_silent_surprise() -> None:
         choose_format("parquet", "t.npz")
 
 
+def test_an_address_is_no_file() -> None:
+    with pytest.raises(DgmError, match="is a file on this machine"):
+        choose_format(None, "s3://bucket/t.csv")
+
+
 @pytest.mark.parametrize("wanted", [None, "parquet"])
 def test_without_pyarrow_the_error_says_what_to_install(wanted: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
