@@ -27,6 +27,19 @@ def named_tensors(value: Any, name: str, depth: int = 0) -> Iterator[tuple[str, 
             yield from named_tensors(item, f"{name}[{key}]", depth + 1)
 
 
+def arguments_as_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The arguments of a call as a batch."""
+    if kwargs:
+        return {**{str(number): value for number, value in enumerate(args)}, **kwargs}
+    return args[0] if len(args) == 1 else list(args)
+
+
+def named_arguments(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors in the arguments of a call by the names of the arguments: ``input[x]``, ``decoder.input[z]``."""
+    values = zip(names, (*args, *kwargs.values()), strict=True)
+    return {place: tensor for name, value in values for place, tensor in named_tensors(value, name)}
+
+
 def _items(value: Any) -> Any:
     if isinstance(value, Mapping):
         return value.items()

@@ -1,18 +1,24 @@
-"""Where the records of one recording go: to its own folder, until it is as large as the user allows; or nowhere."""
+"""Where the records of one recording go: to its own folder, within the size that the user allows; or nowhere."""
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from dgm_tb import records
+from dgm_tb import framing, records
 from dgm_tb.callback.options import Options
+from dgm_tb.callback.retention import Retention
 from dgm_tb.callback.say import warn
+from dgm_tb.callback.segment_files import SEGMENT_BYTES
 from dgm_tb.callback.writer import SegmentWriter
 from dgm_tb.records import Record
+from dgm_tb.segment_names import current_segments
 
-_ALWAYS = ("recording", "graph", "loss", "layer_statistics", "samples", "relevance", "finding", "note", "end")
+SEGMENTS = 32
+"""A recording of ``max_disk_mb`` has at least so many, to be thinned out one after the other."""
+MAX_FIRST_BYTES = 1 << 20
+MAX_ORDER = 1 << 53
 
 
 class Output:
@@ -26,14 +32,16 @@ class Output:
     """
 
     def __init__(self, folder: Path | None, options: Options, step: int, facts: Mapping[str, Any]) -> None:
-        self._max_disk_mb = options.max_disk_mb
-        self._is_full = False
         self._writer: SegmentWriter | None = None
         if folder is None:
             return
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}"
+        max_bytes = options.max_disk_mb << 20
+        segment_bytes = min(max(max_bytes // SEGMENTS, 1 << 20), SEGMENT_BYTES)
         try:
-            self._writer = SegmentWriter(folder / name)
+            order = _next_order(folder)
+            retention = Retention(folder / name, max_bytes)
+            self._writer = SegmentWriter(folder / name, segment_bytes, max_bytes, retention)
         except OSError as error:
             warn(f"can't write to {folder}: {error}; nothing is recorded, training goes on")
             return
@@ -43,6 +51,7 @@ class Output:
             "options": options.to_json(),
             "window_steps": options.window_steps,
             "started": time.time(),
+            "order": order,
             "versions": {},
             "resume_step": step,
             **facts,
@@ -55,14 +64,14 @@ class Output:
         return self._writer is not None
 
     def put(self, record: Record) -> None:
-        """Queue a record; beyond ``max_disk_mb`` only what ``_ALWAYS`` lists."""
-        if self._writer is None or (self._is_full and record.kind not in _ALWAYS):
-            return
-        self._writer.write(record)
-        if not self._is_full and self._writer.n_bytes > self._max_disk_mb << 20:
-            self._is_full = True
-            text = f"the recording has reached max_disk_mb={self._max_disk_mb}: no more neurons from here on"
-            self._writer.write(Record("note", record.last_step, record.last_step, {"text": text}))
+        """Queue a record."""
+        if self._writer is not None:
+            self._writer.write(record)
+
+    def put_live(self, live: Sequence[Record]) -> None:
+        """Replace the records of windows that have not ended yet; without any, there is none."""
+        if self._writer is not None:
+            self._writer.write_live(live)
 
     def sync(self, seconds: float = 30.0) -> None:
         """Wait until all records so far are on the disk, but not longer than that."""
@@ -73,3 +82,26 @@ class Output:
         """Write what is queued. Safe to call twice."""
         if self._writer is not None:
             self._writer.close()
+
+
+def _next_order(folder: Path) -> int:
+    """The place of a new recording among those of the same run: clocks may go backwards from one start to the next."""
+    try:
+        recordings = [place for place in folder.iterdir() if place.is_dir()]
+    except FileNotFoundError:
+        return 1
+    return 1 + max([len(recordings), *map(_order, recordings)])
+
+
+def _order(recording: Path) -> int:
+    """What the first record of a recording says of its place; 0 if it says nothing."""
+    try:
+        first = recording / current_segments(os.listdir(recording))[0]
+        if not first.is_file():
+            return 0
+        with open(first, "rb") as file:
+            length = framing.payload_length(file.read(framing.HEADER_BYTES)) or 0
+            order = records.parse(file.read(min(length, MAX_FIRST_BYTES))).body.get("order")
+        return order if isinstance(order, int) and 0 < order < MAX_ORDER else 0
+    except Exception:  # whatever a file may hold
+        return 0

@@ -16,11 +16,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 import dgm_tb
 from dgm_tb import records
+from dgm_tb.callback import signals
 from dgm_tb.callback.alone import is_distributed
 from dgm_tb.callback.calls import Calls
 from dgm_tb.callback.draws import Draws
 from dgm_tb.callback.loop_models import Models, named_models, unwrapped
-from dgm_tb.callback.nested import named_tensors, tensors_in
+from dgm_tb.callback.nested import arguments_as_batch, named_arguments, tensors_in
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.recorder import Recorder
 from dgm_tb.callback.rerun import LoopRerun
@@ -123,6 +124,7 @@ class LoopRecorder:
         self._handles: list[Any] = []
         try:
             self._start(options, resume_step)
+            signals.watch(self._close_at_exit)
         except Exception as error:
             self._give_up(f"{type(error).__name__}: {error}")
 
@@ -149,9 +151,11 @@ class LoopRecorder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Write everything; if the loop raised, look into its last step first."""
-        if error is not None and self.is_recording and self._recorder is not None:
-            self._recorder.fail(error, self._n_optimizer_steps)
-        self.close()
+        try:
+            if error is not None and self.is_recording and self._recorder is not None:
+                self._recorder.fail(error, self._n_optimizer_steps)
+        finally:
+            self._close("finished" if error is None else "interrupted")
 
     def step(
         self,
@@ -182,12 +186,7 @@ class LoopRecorder:
 
     def close(self) -> None:
         """Write everything and remove every hook. Safe to call twice."""
-        if self._recorder is not None:
-            if self.is_recording and self._recorder.is_in_step and self.n_steps == self._resume_step:
-                self._warn_once("recorder.step was never called, so nothing was recorded")
-            self._recorder.abandon_step()
-            self._recorder.close("finished")
-        self._remove()
+        self._close("finished")
 
     # -- start and end -------------------------------------------------------------------------------------------------
 
@@ -217,8 +216,24 @@ class LoopRecorder:
             warn(f"nothing is recorded, training goes on: {reason}")
         self._remove()
 
+    def _close(self, reason: str) -> None:
+        try:
+            with signals.postponed():
+                if self._recorder is not None:
+                    if self.is_recording and self._recorder.is_in_step and self.n_steps == self._resume_step:
+                        self._warn_once("recorder.step was never called, so nothing was recorded")
+                    self._recorder.abandon_step()
+                    self._recorder.close(reason)
+        finally:
+            self._remove()
+
+    def _close_at_exit(self) -> None:
+        """The script ends and nobody has closed it: do as ``with`` would have done."""
+        self.__exit__(None, signals.ended_by(), None)
+
     def _remove(self) -> None:
         self.is_recording = False
+        signals.unwatch(self._close_at_exit)
         if self._calls is not None:
             self._calls.remove()
         self._draws.remove()
@@ -263,7 +278,7 @@ class LoopRecorder:
 
     def _begin_step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         draw = self._draws.take((args, kwargs))
-        batch = draw.batch if draw is not None else _as_batch(args, kwargs)
+        batch = draw.batch if draw is not None else arguments_as_batch(args, kwargs)
         if self._recorder is not None:
             self._n_calls: dict[str, int] = {}
             self._rerun.begin(self._recorder.step)
@@ -282,9 +297,9 @@ class LoopRecorder:
         call = self._n_calls[place] = self._n_calls.get(place, -1) + 1
         names = [f"{place}[{name}]" + (f"@{call}" if call else "") for name in self._names_of(module, args, kwargs)]
         if recorder.map.tracer is not None:
-            recorder.map.tracer.note_inputs(_named(names, args, kwargs))
+            recorder.map.tracer.note_inputs(named_arguments(names, args, kwargs))
         known = {id(tensor) for tensor in tensors_in(recorder.before.batch)}
-        inputs = _named(names, *kept)
+        inputs = named_arguments(names, *kept)
         recorder.before.add_inputs({name: inputs[name] for name in inputs if id(inputs[name]) not in known})
 
     def _names_of(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
@@ -376,19 +391,6 @@ class LoopRecorder:
         if text not in self._warned:
             self._warned.add(text)
             warn(f"{text}; call recorder.step at the end of the loop's body")
-
-
-def _as_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """The arguments of a call as a batch."""
-    if kwargs:
-        return {**{str(number): value for number, value in enumerate(args)}, **kwargs}
-    return args[0] if len(args) == 1 else list(args)
-
-
-def _named(names: list[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Tensor]:
-    """The tensors in the arguments of a call by the names of the arguments: ``input[x]``, ``decoder.input[z]``."""
-    values = zip(names, (*args, *kwargs.values()), strict=True)
-    return {place: tensor for name, value in values for place, tensor in named_tensors(value, name)}
 
 
 def _at_end_of_backward(function: Callable[[], None]) -> None:

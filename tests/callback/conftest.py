@@ -1,10 +1,11 @@
-"""One thread: small models train faster, and losses are the same bit for bit in every run."""
+"""One thread: small models train faster, and losses are the same bit for bit in every run. Processes that end."""
 
 import warnings
 from collections.abc import Iterator
 
 import pytest
 import torch
+from processes import Processes
 
 
 @pytest.fixture(autouse=True)
@@ -16,3 +17,11 @@ def _one_thread() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r".*(num_workers|does not have many workers|isinstance\(treespec).*")
         yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def loops() -> Iterator[Processes]:
+    """Processes that record a plain loop; see ``loop_worker.py``."""
+    server = Processes("loop_worker.py")
+    yield server
+    server.close()

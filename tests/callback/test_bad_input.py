@@ -20,8 +20,8 @@ from dgm_tb import DGMTrackerCallback
 from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.examples import SamplerObserver
 from dgm_tb.callback.recorder import Recorder
+from dgm_tb.callback.segment_files import SegmentFiles
 from dgm_tb.callback.windows import Windows
-from dgm_tb.callback.writer import SegmentWriter
 from dgm_tb.records import MARKER_TAG, PLUGIN_NAME
 
 
@@ -109,16 +109,16 @@ def test_a_folder_that_cannot_be_written_warns_once_and_findings_still_come(has_
 
 def test_a_full_disk_warns_once_and_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = _losses(tmp_path / "bare")
-    append, n_written = SegmentWriter._append, 0
+    append, n_written = SegmentFiles.append, 0
 
-    def failing(self: SegmentWriter, framed: bytes) -> None:
+    def failing(self: SegmentFiles, framed: bytes) -> None:
         nonlocal n_written
         n_written += 1
         if n_written > 3:
             raise OSError(28, "No space left on device")
         append(self, framed)
 
-    monkeypatch.setattr(SegmentWriter, "_append", failing)
+    monkeypatch.setattr(SegmentFiles, "append", failing)
     with _our_warnings() as texts:
         assert _losses(tmp_path / "watched", DGMTrackerCallback()) == bare
     assert len(texts) == 1
