@@ -4,6 +4,7 @@ import threading
 from bisect import bisect_left
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from dgm_tb.errors import RecordError, StaleIndexError
@@ -14,9 +15,9 @@ from dgm_tb.plugin.entry import Entry, opened
 from dgm_tb.plugin.index import Index, Table
 from dgm_tb.plugin.joining import together
 from dgm_tb.plugin.live import Live
-from dgm_tb.plugin.segments import Segment
+from dgm_tb.plugin.segments import Gap, Segment
 from dgm_tb.plugin.storage import Item, Openable, OpenFile, Place
-from dgm_tb.segment_names import LIVE_NAME, current_segments, segment_span
+from dgm_tb.segment_names import LIVE_NAME, current_segments, segment_name, segment_span
 
 Read = Callable[[Entry, OpenFile], Arrays]
 """From an entry and its open segment to arrays, the same number each time; trailing axes may grow."""
@@ -74,25 +75,24 @@ class Recording:
             live = found.get(LIVE_NAME)
             self._live.refresh(live is not None, live.status if live is not None else None)
             gaps = [gap for segment in self._segments.values() for gap in segment.gaps]
-            damage = len(gaps), sum(gap.n_bytes for gap in gaps)
+            damage = len(gaps) + len(_holes(self._segments)), sum(gap.n_bytes for gap in gaps)
             self._n_news += damage != self._damage
             self._damage = damage
             self._n_refreshes += 1
 
     def _follow(self, found: dict[str, Item]) -> None:
         names = current_segments(found)
-        gone = [
-            name
-            for name, segment in self._segments.items()
-            if name not in names or segment.was_replaced(found[name].status)
-        ]
-        known = [name for name in names if name in self._segments and name not in gone]
-        is_in_order = not gone and known == names[: len(known)]
+        known = {
+            name: segment
+            for name in names
+            if (segment := self._segments.get(name)) is not None and not segment.was_replaced(found[name].status)
+        }
+        gone = {id(segment.path) for name, segment in self._segments.items() if name not in known}
+        is_in_order = not gone and list(known) == names[: len(known)]
         # Whoever reads meanwhile must not see a segment without the ones that it replaces, nor both.
-        index = self._index if is_in_order else self._index.without({id(self._segments[name].path) for name in gone})
-        segments = {name: self._segments[name] for name in known}
-        for number, name in enumerate(names):
-            segment = segments.setdefault(name, Segment(self.folder / name))
+        index = self._index if is_in_order else self._index.without(gone)
+        segments = {name: known.get(name) or Segment(self.folder / name) for name in names}
+        for number, (name, segment) in enumerate(segments.items()):
             first, last = segment_span(name) or (0, 0)
             is_sealed = number + 1 < len(names) or first < last
             for payload in segment.read(is_sealed=is_sealed, status=found[name].status):
@@ -284,26 +284,21 @@ class Recording:
         return self._gaps[1]
 
     def _found_gaps(self) -> list[dict[str, Any]]:
-        damaged = [segment for segment in list(self._segments.values()) if segment.gaps]
-        steps: dict[int, list[tuple[int, int]]] = {id(segment.path): [] for segment in damaged}
-        for entry in self._index.all_entries() if damaged else ():
+        segments = self._segments
+        holes = _holes(segments)
+        found = {name: [*segment.gaps, *holes.get(name, ())] for name, segment in segments.items()}
+        steps: dict[int, list[tuple[int, int]]] = {id(segments[name].path): [] for name, gaps in found.items() if gaps}
+        for entry in self._index.all_entries() if steps else ():
             if id(entry.path) in steps:
                 steps[id(entry.path)].append((entry.offset, entry.last_step))
         gaps = []
-        for segment in damaged:
-            known = sorted(steps[id(segment.path)])
-            for gap in segment.gaps:
+        for name, segment in segments.items():
+            known = sorted(steps.get(id(segment.path), ()))
+            for gap in found[name]:
                 before = bisect_left(known, (gap.offset, 0)) - 1
-                gaps.append(
-                    {
-                        "recording": self.name,
-                        "segment": segment.path.name,
-                        "offset": gap.offset,
-                        "bytes": gap.n_bytes,
-                        "reason": gap.reason,
-                        "after_step": known[before][1] if before >= 0 else None,
-                    }
-                )
+                facts = {"recording": self.name, "segment": name, "offset": gap.offset, "bytes": gap.n_bytes}
+                after = known[before][1] if before >= 0 else None
+                gaps.append({**facts, "reason": gap.reason, "after_step": after})
         return gaps
 
     @property
@@ -324,6 +319,17 @@ class Recording:
     def sizes(self) -> dict[str, int]:
         """Bytes on disk by kind of record."""
         return self._index.sizes()
+
+
+def _holes(segments: Mapping[str, Segment]) -> dict[str, list[Gap]]:
+    """Segments whose successor is missing."""
+    spans = [(name, span) for name in segments if (span := segment_span(name)) is not None]
+    holes = {}
+    for (name, (_, last)), (_, (first, _)) in pairwise(spans):
+        if first > last + 1:
+            missing = segment_name(last + 1) + (f" to {segment_name(first - 1)}" if first > last + 2 else "")
+            holes[name] = [Gap(segments[name].offset, 0, f"{missing} missing")]
+    return holes
 
 
 def _by_path(entries: list[Entry]) -> Iterator[tuple[Place | Openable, list[Entry]]]:

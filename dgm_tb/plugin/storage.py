@@ -129,7 +129,7 @@ def place_of(path: str | Path | RemotePath) -> Place:
     except ImportError as error:
         raise NoRecordingError(f"{path} needs a package that is not installed: {error}") from error
     except ValueError as error:
-        raise NoRecordingError(f"{path} can't be read: {error} to fsspec") from error
+        raise NoRecordingError(f"{path} can't be read: fsspec knows no storage of that kind ({error})") from error
     except Exception as error:
         raise NoRecordingError(f"{path} can't be reached: {reason(error)}") from error
     return Path(inner) if isinstance(system, LocalFileSystem) else RemotePath(system, inner)
