@@ -36,6 +36,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from dgm_tb import DGMTrackerCallback
 from dgm_tb.plugin.recording import Recording
+from dgm_tb.plugin.sizes import GROWING
 
 MEASURED = slice(2, -1)
 """Turns: the first ones trace the graph and warm up, and after the last one Lightning still has a batch in hand."""
@@ -43,7 +44,6 @@ WINDOW_STEPS = 16
 TURN_STEPS = {"DCGAN": 1, "ResNet-18": 1, "MLP-VAE": 10}
 BLOCK_TURNS = {"DCGAN": 1, "ResNet-18": 1, "MLP-VAE": 10}
 """Turns per block. The steps of the large models take so long that each is followed by a flush."""
-GROWING = ("loss", "layer_statistics", "dynamics", "polylines")
 
 
 Settle = Callable[[], None]

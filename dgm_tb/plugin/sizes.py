@@ -50,17 +50,16 @@ def sizes_of(recording: Recording) -> Sizes:
     """Measure a recording, also while it is being written."""
     first, last = recording.steps or (0, -1)
     growing = [entry for kind in GROWING for entry in recording.entries(kind)]
-    thinned = _intervals(entry for entry in growing if _is_thinned(entry.path.name))
-    n_thinned = sum(end - begin + 1 for begin, end in thinned)
-    whole = observed_steps([(recording, np.inf)], "activation")
-    for begin, end in thinned:
-        whole = whole[(whole < begin) | (whole > end)]
+    thinned = np.array(_intervals(entry for entry in growing if _is_thinned(entry.path.name))).reshape(-1, 2)
+    n_thinned = int((thinned[:, 1] - thinned[:, 0] + 1).sum())
+    observed = observed_steps([(recording, np.inf)], "activation")
+    n_whole = int((np.searchsorted(thinned[:, 0], observed, "right") == np.searchsorted(thinned[:, 1], observed)).sum())
     layers = recording.graph.layers
     return Sizes(
         n_bytes=bytes_in(recording.folder),
         n_growing_bytes=sum(entry.length + OVERHEAD_BYTES for entry in growing),
         n_steps=last - first + 1,
-        n_observed=len(whole) + n_thinned // _every_n_steps(recording),
+        n_observed=n_whole + n_thinned // _every_n_steps(recording),
         n_thinned=n_thinned,
         row_bytes=_float_bytes(layer.neurons * len(STATISTICS["activation"]) for layer in layers),
         activation_bytes=_float_bytes(math.prod(layer.shape) for layer in layers),
