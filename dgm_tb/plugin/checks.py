@@ -15,6 +15,7 @@ from dgm_tb.records import KINDS, MAX_EXPONENT
 MAX_STEP = 1 << 53
 MAX_DEPTH = 24
 MAX_NEURONS = 1 << 24
+MAX_NESTED = 100
 MAX_EMPTY_AXIS = 1 << 20
 MAX_TEXT = 1 << 16
 MAX_LOSSES, MAX_COLUMNS = 1 << 12, 64
@@ -26,6 +27,16 @@ Check = Callable[[Any], bool]
 def is_text(value: Any) -> bool:
     """Whether it is a text that somebody may read."""
     return isinstance(value, str) and len(value) <= MAX_TEXT
+
+
+def is_path(value: Any) -> bool:
+    """Whether it is the name of a module, or one made of it, that a tree can be made of."""
+    return is_text(value) and value.count(".") <= MAX_NESTED
+
+
+def is_label(value: Any) -> bool:
+    """Whether it is what an example may be called: a text, a number, nothing."""
+    return value is None or is_text(value) or type(value) in (int, float, bool)
 
 
 def is_step(value: Any) -> bool:
@@ -92,15 +103,16 @@ def _is_part(value: Any) -> bool:
 _texts, _steps, _exponents = list_of(is_text), list_of(is_step), mapping_of(is_exponent)
 _columns = at_most(MAX_COLUMNS, _texts)
 _rows = with_keys(
-    name=is_text, module=is_text, type=is_text, parameter=is_text, neurons=is_count, offset=is_count, shape=_steps
+    name=is_path, module=is_path, type=is_text, parameter=is_text, neurons=is_count, offset=is_count, shape=_steps
 )
 _finding = with_keys(
     kind=is_text, severity=is_text, step=is_step, first_step=is_step, last_step=is_step, module=is_text,
     summary=is_text, modules=_texts, neurons=_steps, samples=_steps, advice=is_text, run=is_text,
     evidence=with_keys(first_nonfinite_step=is_step),
 )  # fmt: skip
-_node = with_keys(id=is_text, kind=is_text, op=is_text, module=is_text, shape=_steps, layer=is_text)
+_node = with_keys(id=is_path, kind=is_text, op=is_text, module=is_path, shape=_steps, layer=is_path, repeats=is_step)
 _edge = with_keys(source=is_text, target=is_text)
+_example = with_keys(index=is_label, position=is_step, role=is_text, label=is_label)
 _link = with_keys(source=is_text, target=is_text, kind=is_text, start=is_count, group=is_count)
 
 BODIES: dict[str, dict[str, Check]] = {
@@ -123,8 +135,8 @@ BODIES: dict[str, dict[str, Check]] = {
     "dynamics": {"quantity": is_text, "aggregates": _columns, "exponents": _exponents},
     "polylines": {"quantity": is_text, "statistic": is_text, "exponents": _exponents},
     "samples": {
-        "step": is_step, "examples": list_of(is_mapping), "layers": _texts, "axes": is_text,
-        "finding": optional(is_text),
+        "step": is_step, "layers": _texts, "axes": is_text, "finding": optional(is_text),
+        "examples": list_of(needs(_example, "index", "position", "role", "label")),
     },
     "contribution": {
         "step": is_step, "target": is_text, "direction": is_text, "samples": is_text, "columns": is_text,

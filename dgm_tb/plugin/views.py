@@ -1,12 +1,13 @@
 """What each route answers with: from a run and arguments to facts and arrays. See http_api.md."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from dgm_tb.errors import UnknownNameError
-from dgm_tb.graph import Layer
+from dgm_tb.graph import Graph, Layer
 from dgm_tb.plugin import tracks
 from dgm_tb.plugin.rows import find_layer, neuron_span, statistic_names
 from dgm_tb.plugin.run import Run
@@ -100,7 +101,18 @@ def graph(run: Run, arguments: Arguments) -> Any:
     found = run.graph
     if not found.nodes and not found.layers:
         raise UnknownNameError(f"no graph of {run.name!r} is recorded yet: it comes with the first training batch")
-    return as_json(found.to_json())
+    return as_json(_drawable(found).to_json())
+
+
+def _drawable(graph: Graph) -> Graph:
+    """The graph without what no tracer writes and no layout ends with: nodes twice, edges that lead back or nowhere."""
+    place: dict[str, int] = {}
+    nodes = []
+    for node in graph.nodes:
+        if place.setdefault(node.id, len(nodes)) == len(nodes):
+            nodes.append(node)
+    edges = [edge for edge in graph.edges if place.get(edge.source, len(nodes)) < place.get(edge.target, -1)]
+    return replace(graph, nodes=nodes, edges=edges)
 
 
 def findings(run: Run, arguments: Arguments) -> Any:
@@ -159,7 +171,11 @@ def samples(run: Run, arguments: Arguments) -> Answer:
         known = ", ".join(number for number, _ in run.numbered_findings() if run.evidence("samples", number)) or "none"
         raise UnknownNameError(f"finding {finding[:60]!r} has no examples; findings that have some: {known}")
     entry = found[-1]
-    body, inputs = entry.body, entry.read("inputs")
+    body, inputs, axes = entry.body, entry.read("inputs"), entry.body["axes"]
+    if not inputs.size:
+        inputs = np.zeros((len(inputs), 0), np.float32)
+    if len(axes) != inputs.ndim:
+        axes = "N" + "x" * (inputs.ndim - 1)
     finite = inputs[np.isfinite(inputs)]
     arrays = {"inputs": float32(inputs), "statistics": float32(entry.read("statistics"))}
     relevance: list[dict[str, Any]] = []
@@ -184,7 +200,7 @@ def samples(run: Run, arguments: Arguments) -> Answer:
     facts = {
         "finding": finding,
         "step": body["step"],
-        "axes": body["axes"],
+        "axes": axes,
         "low": float(finite.min()) if finite.size else float("nan"),
         "high": float(finite.max()) if finite.size else float("nan"),
         "examples": body["examples"],

@@ -21,6 +21,7 @@ from dgm_tb import open_run
 from dgm_tb.errors import DgmError
 from dgm_tb.framing import frame
 from dgm_tb.plugin.run import Run
+from dgm_tb.plugin.wire import unpack
 from dgm_tb.records import KINDS, STATISTICS, Record, encode
 
 GOLDEN = (Path(__file__).parents[1] / "golden" / "schema-1.dgm").read_bytes()
@@ -259,3 +260,44 @@ def test_a_graph_of_very_many_layers_costs_no_more_than_it_is_long(tmp_path: Pat
     graph["layers"] += [{**graph["layers"][1], "name": f"part{number}"} for number in range(20_000)]
     sample.write(tmp_path, [sample.recording_record(), Record("graph", 0, 0, graph), *list(sample.all_records())[2:]])
     ask_everything(tmp_path)
+
+
+def test_a_graph_that_goes_round_is_sent_without_the_way_back(tmp_path: Path) -> None:
+    graph = sample.graph().to_json()
+    graph["nodes"] += [graph["nodes"][1], {**graph["nodes"][2], "op": "twice"}]
+    back = [("fc", "conv"), ("fc", "fc"), ("loss", "batch[0]"), ("fc", "nowhere"), ("nowhere", "fc")]
+    graph["edges"] += [{"source": source, "target": target} for source, target in back]
+    sample.write(tmp_path, [sample.recording_record(), Record("graph", 0, 0, graph)])
+    assert json.loads(get(make_client(tmp_path), "graph", run=".").data) == sample.graph().to_json()
+
+
+def test_names_nested_deeper_than_a_tree_can_be_drawn_are_skipped(tmp_path: Path) -> None:
+    for number, (levels, code) in enumerate([(50, 200), (50_000, 404)]):
+        graph = sample.graph().to_json()
+        graph["nodes"][1]["module"] = "a." * levels + "a"
+        sample.write(tmp_path / str(number), [sample.recording_record(), Record("graph", 0, 0, graph)])
+        assert get(make_client(tmp_path), "graph", run=str(number)).status_code == code
+
+
+@pytest.mark.parametrize("shape", [(3, 0, 1 << 20, 1 << 20), (3, 0), (3, 2, 1), (3, 1, 2, 1, 1)])
+def test_examples_have_as_many_axes_as_they_are_said_to_have(shape: tuple[int, ...], tmp_path: Path) -> None:
+    records = list(sample.all_records())
+    at = next(number for number, record in enumerate(records) if record.kind == "samples")
+    inputs = np.zeros(shape, np.float32)
+    records[at] = replace(records[at], arrays={**records[at].arrays, "inputs": inputs})
+    sample.write(tmp_path, records)
+    facts, arrays = unpack(get(make_client(tmp_path), "samples", run=".", finding="f1").data)
+    assert len(facts["axes"]) == arrays["inputs"].ndim
+    assert np.prod(arrays["inputs"].shape) == inputs.size
+    assert max(arrays["inputs"].shape) <= 3
+
+
+@pytest.mark.parametrize("change", [{"position": "x"}, {"role": 1}, {"label": {}}, {"label": ["x"]}, {"index": {}}])
+def test_examples_of_another_form_are_skipped(change: dict[str, Any], tmp_path: Path) -> None:
+    records = list(sample.all_records())
+    at = next(number for number, record in enumerate(records) if record.kind == "samples")
+    examples = [{**example, **change} for example in sample.EXAMPLES]
+    records[at] = replace(records[at], body={**records[at].body, "examples": examples})
+    sample.write(tmp_path, records)
+    assert len(open_run(tmp_path).gaps) == 1
+    assert get(make_client(tmp_path), "samples", run=".", finding="f1").status_code == 404
