@@ -7,8 +7,7 @@
 | ``polylines`` | the same; from ``LAST_LEVEL`` on they are left out, as the windows say nearly as much |
 | ``loss`` | kept as it is; from ``LAST_LEVEL`` on as the layer statistics |
 
-The body then says how often that was done: ``thinned``. Everything else, and whatever is no record of this version,
-stays byte by byte as it is.
+Everything else, and whatever is no record of this version, stays byte by byte as it is.
 """
 
 import json
@@ -136,8 +135,7 @@ class Thinner:
         thinned, scale = way.thin(pending.body, used, self._layout)
         steps = thinned["windows"] if kind == "dynamics" else thinned["steps"]
         first, last = int(steps.flat[0]), int(steps.flat[-1])
-        body = {**pending.body, **scale, "thinned": pending.body.get("thinned", 0) + 1}
-        return [encode(Record(kind, first, last, body, thinned, pending.wall_time))]
+        return [encode(Record(kind, first, last, {**pending.body, **scale}, thinned, pending.wall_time))]
 
 
 # -- records joined ----------------------------------------------------------------------------------------------------

@@ -221,7 +221,11 @@ def _cut(content: bytearray) -> None:
     del content[-10:]
 
 
-@pytest.mark.parametrize("damage", [_flip, _zero, _cut])
+def _spoil_windows(content: bytearray) -> None:
+    content[content.index(b"dynamics", len(content) // 2) + 100] ^= 1
+
+
+@pytest.mark.parametrize("damage", [_flip, _zero, _cut, _spoil_windows])
 def test_damage_is_stepped_over_and_told_of(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Callable[[bytearray], None]
 ) -> None:

@@ -172,6 +172,19 @@ def test_a_nan_in_one_step_is_seen_where_windows_are_one_step_long(tmp_path: Pat
     assert np.isnan(record.arrays["values"][3, window]).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("exponent", [-40, 60])
+def test_values_out_of_the_range_of_float16_stay_as_they_are(tmp_path: Path, exponent: int) -> None:
+    rows = Rows(100)
+    for quantity in ("gradient", "update"):
+        rows.of[quantity] = np.ldexp(rows.of[quantity], exponent)
+    segments = Segments(tmp_path, [*first_records(), *recorded(rows)], 3 * SEGMENT_BYTES)
+    assert any(record.body.get("exponents") for record in records_in(segments.folder, "dynamics"))
+
+    thin_once(segments)
+
+    check_windows(segments.folder, rows)
+
+
 def test_a_layout_that_grows_leaves_nan_before(tmp_path: Path) -> None:
     rows = Rows(120)
     n_early = span_of("unfold").start
