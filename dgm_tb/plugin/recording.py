@@ -211,7 +211,7 @@ class Recording:
     def order(self) -> int:
         """Its number among the starts of its run, from 1, as it counted them itself; 0 if it does not say."""
         order = self.facts.get("order")
-        return order if isinstance(order, int) and order > 0 else 0
+        return order if type(order) is int and order > 0 else 0
 
     @property
     def started(self) -> float:
