@@ -9,7 +9,7 @@ from dgm_tb.algorithms.sampling import blue_noise_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-SAMPLED = {"activation": 24, "gradient": 8}
+SAMPLED = {"activation": 20, "gradient": 8}
 """Quantity -> neurons sampled per layer."""
 MAX_OUTLIERS = 8
 OUTLIER_MADS = 12.0

@@ -465,7 +465,9 @@ class Recorder:
             self._windows.add(row)
         for record in self._windows.take():
             self.write(record)
-        self._flushed, self._n_fresh = time.monotonic(), 0
+        now = time.monotonic()
+        self.output.put_live(self._windows.unfinished(older_than=now - FLUSH_SECONDS))
+        self._flushed, self._n_fresh = now, 0
 
 
 def _nothing_observed() -> StepRow:
