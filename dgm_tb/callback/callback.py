@@ -18,7 +18,7 @@ from torch import Tensor
 import dgm_tb
 from dgm_tb import framing, records
 from dgm_tb.callback.examples import SamplerObserver, batch_size
-from dgm_tb.callback.options import Options
+from dgm_tb.callback.options import Options, local_folder
 from dgm_tb.callback.recorder import Recorder
 from dgm_tb.callback.rerun import LightningRerun
 from dgm_tb.callback.say import warn
@@ -205,11 +205,11 @@ class TrackerHooks:
 
     def _run_folder(self, trainer: Any) -> Path | None:
         if self.options.logdir is not None:
-            return Path(self.options.logdir)
+            return local_folder(self.options.logdir)
         for logger in trainer.loggers:
             if _is_tensorboard(logger):
-                return Path(logger.log_dir)
-        return Path(trainer.log_dir or trainer.default_root_dir)
+                return local_folder(logger.log_dir)
+        return local_folder(trainer.log_dir or trainer.default_root_dir)
 
     def _next_indices(self, trainer: Any, batch: Any, batch_idx: int) -> list[int] | None:
         if not self._observer.is_installed:

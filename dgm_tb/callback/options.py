@@ -31,6 +31,8 @@ class Options:
     roles: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if self.logdir is not None:
+            local_folder(self.logdir)
         for name in ("every_n_steps", "window_steps", "ring_steps", "snapshot_steps", "max_disk_mb", "max_copy_mb"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -58,3 +60,17 @@ class Options:
             "rules": [getattr(key, "__name__", str(key)) for key in self.rules],
             "roles": dict(self.roles),
         }
+
+
+def local_folder(place: str | Path) -> Path:
+    """A run folder to write to.
+
+    Raises:
+        ValueError: If it is the address of a remote folder: segments are appended to, which object stores can't do.
+    """
+    if "://" in str(place):
+        raise ValueError(
+            f"recordings are written to local folders; got {str(place)!r}: give logdir=<a local folder> and copy it there "
+            "(TensorBoard, open_run and dgm-tb read it at that address)"
+        )
+    return Path(place)

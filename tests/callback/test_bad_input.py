@@ -363,6 +363,7 @@ def test_on_finding_stop_stops_and_a_function_gets_every_finding(tmp_path: Path)
         ({"on_finding": "shout"}, "'warn', 'stop', 'ignore'"),
         ({"rules": [nn.Linear]}, "rules"),
         ({"roles": "generator"}, "roles"),
+        ({"logdir": "s3://bucket/run"}, "copy it there"),
     ],
     ids=lambda item: str(item) if isinstance(item, dict) else "",
 )
@@ -425,3 +426,14 @@ def test_training_needs_no_callback_to_load_its_checkpoint(tmp_path: Path) -> No
 
 def _marker_files(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if "tfevents" in path.name]
+
+
+def test_a_remote_run_folder_is_refused_in_a_sentence_and_training_goes_on(tmp_path: Path) -> None:
+    callback = DGMTrackerCallback(max_overhead=None)
+    logger = TensorBoardLogger(tmp_path, name="", version="run")
+    logger.__class__ = type("TensorBoardLogger", (TensorBoardLogger,), {"log_dir": "memory://bucket/run"})
+    with _our_warnings() as texts:
+        trainer = fit(CNN(), loader(images()), tmp_path, callback, logger=logger)
+    assert trainer.global_step > 0
+    assert [text for text in texts if "recordings are written to local folders; got 'memory://bucket/run'" in text]
+    assert not Path("memory:").exists()
