@@ -175,7 +175,7 @@ class SegmentWriter:
     def _keep_within_limit(self, step: int) -> None:
         """Thin out old segments if there is a new one or too much, as long as no record waits to be written."""
         sealed = self._files.last_sealed
-        if sealed == self._looked_at and not self._is_too_large():
+        if sealed == self._looked_at and not (self._is_full or self._is_too_large()):
             return
         while self._retention is not None and self._retention.step(sealed):
             self._saved_bytes = self._files.n_bytes - self._retention.n_bytes
