@@ -70,7 +70,7 @@ def local_folder(place: str | Path) -> Path:
     """
     if "://" in str(place):
         raise ValueError(
-            f"recordings are written to local folders; got {str(place)!r}: give logdir=<a local folder> and copy it there "
-            "(TensorBoard, open_run and dgm-tb read it at that address)"
+            f"recordings are written to local folders; got {str(place)!r}: give logdir=<a local folder> and copy it "
+            "there (TensorBoard, open_run and dgm-tb read it at that address)"
         )
     return Path(place)
