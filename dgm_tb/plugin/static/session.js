@@ -13,10 +13,11 @@ export const now = signal(Date.now() / 1000);
 
 let timer = 0;
 let isReading = false;
+let isAskedAgain = false;
 
 /** Reads whatever is new; `force` reads the run again even if its revision is the same. */
 export async function refresh(force = false) {
-  if (isReading) return;
+  if (isReading) return void (isAskedAgain = true);
   isReading = true;
   try {
     const listed = /** @type {import("./types.d.ts").RunEntry[]} */ (await getJson("runs"));
@@ -32,7 +33,9 @@ export async function refresh(force = false) {
     failure.value = /** @type {Error} */ (error);
   } finally {
     isReading = false;
-    schedule();
+    if (isAskedAgain) setTimeout(refresh);
+    else schedule();
+    isAskedAgain = false;
   }
 }
 
@@ -90,7 +93,8 @@ export function startSession() {
   });
   onReload(() => void refresh());
   effect(() => {
-    const entry = runs.peek()?.find((item) => item.run === selection.value.run);
+    const { run } = selection.value; // read before anything that may be null, or the effect depends on nothing
+    const entry = runs.peek()?.find((item) => item.run === run);
     if (entry && detail.peek()?.run !== entry.run) void refresh();
   });
   // TensorBoard gives the frame of a tab that was left a height of 0, and its size back when it returns.
