@@ -64,9 +64,9 @@ class Recording:
         """Index what has been appended since, and forget what is gone."""
         with self._lock:
             try:
-                found = {item.name: item for item in storage.items(self.folder)}
-            except (FileNotFoundError, NotADirectoryError):
-                found = {}
+                found = self._listed()
+                if not found.keys() >= self._segments.keys():  # the list may have missed what has taken their place
+                    found = self._listed()
             except OSError as error:
                 self._note(self.folder.name, f"can't be listed: {storage.reason(error)}")
                 return
@@ -79,6 +79,12 @@ class Recording:
             self._n_news += damage != self._damage
             self._damage = damage
             self._n_refreshes += 1
+
+    def _listed(self) -> dict[str, Item]:
+        try:
+            return {item.name: item for item in storage.items(self.folder)}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
 
     def _follow(self, found: dict[str, Item]) -> None:
         names = current_segments(found)
@@ -190,9 +196,13 @@ class Recording:
         return together(parts), is_whole
 
     def _doubt(self, name: str, error: RecordError) -> None:
-        """Raise a file's loss, so that the index is refreshed and the question asked again; not if that was in vain."""
-        if isinstance(error, StaleIndexError) and self._doubts.setdefault(name, self._n_refreshes) == self._n_refreshes:
-            raise error
+        """Raise a file's loss, so that the index is refreshed and the question asked again; not if that was in vain.
+
+        The first refresh since may have been under way already.
+        """
+        if isinstance(error, StaleIndexError):
+            if self._n_refreshes - self._doubts.setdefault(name, self._n_refreshes) < 2:
+                raise error
 
     # -- facts ---------------------------------------------------------------------------------------------------------
 

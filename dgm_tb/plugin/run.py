@@ -71,7 +71,7 @@ class Run:
         Raises:
             StaleIndexError: If segments go faster than they can be read.
         """
-        for _ in range(2):
+        for _ in range(4):
             try:
                 return answer()
             except StaleIndexError:

@@ -24,8 +24,8 @@ from sample_recording import LOSS_STEPS, STEPS
 
 from dgm_tb import open_run
 from dgm_tb.framing import frame
-from dgm_tb.plugin import entry as entry_module
 from dgm_tb.plugin import runs as runs_module
+from dgm_tb.plugin import storage
 from dgm_tb.plugin.run import Run
 from dgm_tb.records import KINDS, PLUGIN_NAME, Record, encode, parse
 from dgm_tb.segment_names import segment_name
@@ -198,19 +198,29 @@ def test_a_file_that_may_not_be_read_is_a_gap_until_it_may(tmp_path: Path, monke
     assert_whole(run)
 
 
-def test_what_can_not_be_read_for_a_while_is_said_and_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (OSError(5, "Input/output error"), "000002.dgm can't be read: Input/output error"),
+        (FileNotFoundError(2, "No such file"), "000002.dgm is gone; ask again"),
+    ],
+    ids=["a bad disk", "listed but not there"],
+)
+def test_what_can_not_be_read_for_a_while_is_said_and_not_kept(
+    error: OSError, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     paths = write(tmp_path, pieces())
-    run, opened = open_run(tmp_path), entry_module.storage.opened
+    run, opened = open_run(tmp_path), storage.opened
 
     def fail(path: Any, *arguments: Any) -> Any:
         if path == paths[2]:
-            raise OSError(5, "Input/output error")
+            raise error
         return opened(path, *arguments)
 
     before = run.revision
-    monkeypatch.setattr(entry_module.storage, "opened", fail)
+    monkeypatch.setattr(storage, "opened", fail)
     assert run.losses["train_loss"].steps.tolist() == [0, 1, 2, 3, 4, 5, 9, 10, 11]
-    assert run.notes == [f"recording {sample.NAME}: 000002.dgm can't be read: Input/output error"]
+    assert run.notes == [f"recording {sample.NAME}: {sentence}"]
     assert run.revision != before
     monkeypatch.undo()
     assert_whole(run)
@@ -280,9 +290,9 @@ def test_a_deleted_folder_leaves_nothing_and_comes_back(tmp_path: Path) -> None:
     assert_whole(run)
 
 
-def thinned(first: int, last: int, parts: list[list[Record]]) -> list[Record]:
-    """The records of some segments with one window for all their steps."""
-    steps = LOSS_STEPS[3 * first : 3 * last + 3]
+def thinned(first: int, last: int, parts: list[list[Record]], steps: np.ndarray = LOSS_STEPS) -> list[Record]:
+    """The records of some segments of three steps each, with one window for all of these."""
+    steps = steps[3 * first : 3 * last + 3]
     kept = [record for part in parts[first : last + 1] for record in part if record.kind != "dynamics"]
     _, windows, _ = sample.quantity_records("activation", steps, len(steps))
     return [*kept, windows]
@@ -337,42 +347,39 @@ def test_routes_answer_whole_while_segments_are_thinned(tmp_path: Path, monkeypa
     assert client.get(f"{base}runs").json[0]["revision"] != facts["revision"]
 
 
-def test_no_answer_is_partial_while_a_recording_is_thinned_again_and_again(tmp_path: Path) -> None:
-    parts = pieces()
-    paths = write(tmp_path, parts)
+def test_every_answer_is_whole_while_a_recording_is_thinned_more_and_more(tmp_path: Path) -> None:
+    n_segments, each = 16, 3
+    steps = np.arange(n_segments * each)
+    head = [sample.recording_record(), list(sample.all_records())[1]]
+    parts = [[sample.loss_record(s), *sample.quantity_records("activation", s)] for s in np.split(steps, n_segments)]
+    parts[0] = [*head, *parts[0]]
+    write(tmp_path, parts)
     run, is_over = open_run(tmp_path), threading.Event()
+    folder = tmp_path / "plugins" / PLUGIN_NAME / sample.NAME
     problems: list[BaseException] = []
 
     def thin() -> None:
-        folder = paths[0].parent
-        for _ in range(15):
-            replace_segments(paths, 0, 3, parts)
-            time.sleep(0.01)
-            for path, part in zip(paths, parts, strict=True):
-                path.with_suffix(".tmp").write_bytes(sample.framed(part))
-            (folder / segment_name(0, 3)).unlink()
-            for path in paths:
-                path.with_suffix(".tmp").rename(path)
-            time.sleep(0.01)
+        for last in range(1, n_segments):
+            replaced = [name for name in os.listdir(folder) if int(name[:6]) < last] + [segment_name(last)]
+            (folder / "thinning.tmp").write_bytes(sample.framed(thinned(0, last, parts, steps)))
+            (folder / "thinning.tmp").rename(folder / segment_name(0, last))
+            for name in replaced:
+                (folder / name).unlink()
+            time.sleep(0.02)
 
-    def refresh() -> None:
-        while not is_over.is_set():
-            run.refresh()
-            time.sleep(0.002)
-
-    def ask(reader: Run) -> None:
+    def ask() -> None:
         try:
             while not is_over.is_set():
                 for layer in sample.LAYERS:
-                    found = reader.dynamics(layer)
-                    assert (np.diff(found.first_steps) > 0).all()
-                    assert (np.diff(found.steps) > 0).all()
-                loss = reader.losses.get("train_loss")
-                assert loss is None or (np.diff(loss.steps) > 0).all()
+                    found = run.dynamics(layer)
+                    np.testing.assert_array_equal(found.first_steps, [0, *(found.steps[:-1] + 1)])
+                    assert found.steps[-1] == steps[-1]
+                np.testing.assert_array_equal(run.losses["train_loss"].steps, steps)
+                assert run.gaps == []
         except BaseException as problem:
             problems.append(problem)
 
-    threads = [threading.Thread(target=ask, args=(run,)) for _ in range(2)] + [threading.Thread(target=refresh)]
+    threads = [threading.Thread(target=ask) for _ in range(3)]
     for thread in threads:
         thread.start()
     thin()
@@ -381,7 +388,8 @@ def test_no_answer_is_partial_while_a_recording_is_thinned_again_and_again(tmp_p
         thread.join(30)
     assert problems == []
     run.refresh()
-    assert_whole(run)
+    assert_whole(run, steps)
+    assert run.dynamics("fc").steps.tolist() == [steps[-1]]
 
 
 def test_a_recording_is_whole_at_every_moment_while_segments_are_sealed(tmp_path: Path) -> None:
