@@ -25,12 +25,23 @@ warm-up and spiky losses stay within a factor of ten of theirs."""
 
 
 SPIKE_RATIO = 5.0
-"""A spike stands out of the recent losses by this factor over their largest; label noise and small batches give 1.5."""
+"""A spike stands out of the last ``SPIKE_WINDOW`` losses by this factor over their largest; label noise and small
+batches give 1.5."""
+
+SPIKE_RATIO_BEFORE = 2.5
+"""And by this one over the largest of all recent ones, from where a falling loss comes."""
+
+SPIKE_WINDOW = 16
 
 CALM_RATIO = 4.0
 """Only a calm loss can spike: its recent largest value is below this many medians. GANs and RL are not calm."""
 
 MIN_SPIKE_HISTORY = 32
+
+EXTREME_RATIO = 20.0
+"""An example whose first layer answers it this many times as strongly as the batch's median example, and half as many
+times as strongly as any of the recent steps, is looked into whatever its loss. Heavy-tailed inputs are so in many
+steps."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +132,25 @@ def is_spike(history: Sequence[float], value: float) -> bool:
     finite = np.array([v for v in history if math.isfinite(v)])
     if len(finite) < MIN_SPIKE_HISTORY or finite.min() < 0 or not math.isfinite(value):
         return False
-    largest, median = float(finite.max()), float(np.median(finite))
-    return value > SPIKE_RATIO * largest and largest < CALM_RATIO * median
+    last = finite[-SPIKE_WINDOW:]
+    largest, median = float(last.max()), float(np.median(last))
+    is_calm = largest < CALM_RATIO * median
+    return is_calm and value > SPIKE_RATIO * largest and value > SPIKE_RATIO_BEFORE * float(finite.max())
+
+
+def is_extreme(history: Sequence[float], values: Array) -> bool:
+    """Whether one example of a batch is far out of it, and out of the recent batches.
+
+    Args:
+        history: Largest value of each of the recent batches, without this one.
+        values: Largest ``|activation|`` of each example in one layer ``[examples]``.
+    """
+    if len(history) < MIN_HISTORY or len(values) < 3:
+        return False
+    largest = float(values.max())
+    if not math.isfinite(largest) or largest <= EXTREME_RATIO / 2 * max(history):  # the usual case, at no cost
+        return False
+    return largest > EXTREME_RATIO * max(float(np.median(values)), 1e-12)
 
 
 def worst_neurons(values: Array, limit: int = 8) -> list[int]:

@@ -1,19 +1,22 @@
 """What to do about a step: nothing, remember a suspicion, or make a finding with all its evidence."""
 
 import math
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from dgm_tb.algorithms.outliers import OUTLIER_RATIO
+from dgm_tb.algorithms.outliers import OUTLIER_RATIO, is_extreme
 from dgm_tb.callback.attribution import Attribution, relevance_records
 from dgm_tb.callback.example_table import ExampleTable
 from dgm_tb.callback.examples import axes_of, labels, main_input, thinned
+from dgm_tb.callback.idle import IdleWatch
 from dgm_tb.callback.investigate import Investigator, Step, Verdict
 from dgm_tb.callback.replay import as_before
-from dgm_tb.callback.verdicts import nonfinite_finding, outlier_finding, spike_finding
+from dgm_tb.callback.ring import HISTORY_STEPS
+from dgm_tb.callback.verdicts import idle_finding, nonfinite_finding, outlier_finding, spike_finding
 from dgm_tb.graph import Graph
 from dgm_tb.records import Record
 
@@ -55,6 +58,8 @@ class Inquiry:
         self._is_armed = True
         self._n_findings = 0
         self._n_skips = 0
+        self._strongest: deque[float] = deque(maxlen=HISTORY_STEPS)
+        self._idle = IdleWatch(recorder.root, recorder.weights.names, recorder.weights.parameters)
 
     def look_into(self, step: Step, error: Exception | None = None) -> None:
         """Judge one step, before it enters the ring.
@@ -76,9 +81,25 @@ class Inquiry:
             self._on_error(step, error)
             return
         n_before = self._n_findings
-        if self._recorder.ring.breaks_with_history(step.losses, step.gradient_norms) is not None:
+        is_extreme_batch = self._has_extreme_example(step)
+        if is_extreme_batch or self._recorder.ring.breaks_with_history(step.losses, step.gradient_norms) is not None:
             self._on_break(step)
         self._watch_spike(step, is_explained=self._n_findings > n_before)
+
+        if self._recorder.is_leading and not self._recorder.weights.is_sharded:
+            idle = self._idle.note(step.gradient_norms)
+            if idle:
+                self._recorder.emit(idle_finding(idle, step.step), self._next_number())
+
+    def _has_extreme_example(self, step: Step) -> bool:
+        """Whether an example is far out of this batch and the recent ones in the first layer that tells of examples."""
+        largest = next(iter(step.row.examples.values()), None)
+        if largest is None or not len(largest):
+            return False
+        values = largest.cpu().numpy()
+        found = is_extreme(self._strongest, values)
+        self._strongest.append(float(values.max()))
+        return found
 
     def _watch_spike(self, step: Step, *, is_explained: bool) -> None:
         """A loss that leaps and is back two steps later: its batch is to blame, not the training."""

@@ -24,6 +24,9 @@ Rerun = Callable[[Any, int, Mapping[int, Tensor]], Tensor | None]
 """Runs the training step on a batch and its number. The mapping gives, by ``id(parameter)``, the weights that the step
 really led to, for an optimizer that steps in the middle of it. Returns the loss in automatic optimization."""
 
+_MASKING = ("masked_fill", "masked_fill_", "where", "full", "full_like", "new_full", "fill_", "triu", "tril")
+"""Functions whose -Inf is meant: scores that softmax is to make zero of."""
+
 _INTERNAL = ("_parameters", "_buffers", "_modules")
 _CONTAINERS = (list, dict, set, deque, OrderedDict)
 
@@ -222,14 +225,15 @@ class OriginFinder(Tracer):
         if self._suspended or name in ("backward", "__get__", "__set__"):
             return super().__torch_function__(func, types, args, kwargs)
         inputs = _finite_inputs((args, kwargs))
+        masks = name in _MASKING or _is_masked(inputs)
         if self._depth:
             output = func(*args, **kwargs)
-            if self._inner is None and inputs and _is_bad(output):
+            if self._inner is None and inputs and _is_bad(output, masks):
                 self._inner = (name.strip("_"), inputs)
             return output
         parents = self._parents((args, kwargs))
         output = super().__torch_function__(func, types, args, kwargs)
-        if inputs and parents and _is_bad(output):
+        if inputs and parents and _is_bad(output, masks):
             node, path = self._node(output), self._path[-1]
             self._report(Origin(node, name.strip("_"), path, False, parents, _bad(output), inputs, inputs))
         return output
@@ -241,7 +245,7 @@ class OriginFinder(Tracer):
 
     def after_leaf(self, slot: str, module: str, output: Any) -> None:
         """Look at what comes out of it."""
-        if self._leaf_inputs is None or not _is_bad(output):
+        if self._leaf_inputs is None or not _is_bad(output, _is_masked(self._leaf_inputs)):
             return
         op, op_inputs = self._inner or ("", self._leaf_inputs)
         parents = self.trace.inputs_of.get(slot, [])
@@ -317,18 +321,26 @@ def bad_gradient_rows(
 
 
 def _finite_inputs(arguments: Any) -> list[Tensor] | None:
-    """The floating-point tensors among the arguments, or None if one of them is not finite."""
+    """The floating-point tensors among the arguments, or None if one has NaN or Inf (-Inf may be a mask)."""
     tensors = [tensor for tensor in tensors_in(arguments) if tensor.is_floating_point() and tensor.numel()]
-    return None if any(map(_has_bad, tensors)) else [tensor.detach() for tensor in tensors]
+    return None if any(_has_bad(tensor, True) for tensor in tensors) else [tensor.detach() for tensor in tensors]
 
 
-def _is_bad(output: Any) -> bool:
-    return any(_has_bad(tensor) for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel())
+def _is_masked(inputs: list[Tensor] | None) -> bool:
+    return inputs is not None and any(map(_has_bad, inputs))
 
 
-def _has_bad(tensor: Tensor) -> bool:
+def _is_bad(output: Any, may_mask: bool = False) -> bool:
+    return any(
+        _has_bad(tensor, may_mask) for tensor in tensors_in(output) if tensor.is_floating_point() and tensor.numel()
+    )
+
+
+def _has_bad(tensor: Tensor, may_mask: bool = False) -> bool:
+    """Whether a tensor has NaN or Inf; if ``may_mask``, -Inf does not count."""
     with torch._C.DisableTorchFunction():
-        return not bool(torch.isfinite(tensor.detach()).all())
+        is_fine = torch.isfinite(tensor.detach())
+        return not bool(is_fine.all()) and not (may_mask and bool((is_fine | (tensor.detach() == -torch.inf)).all()))
 
 
 def _bad(output: Any) -> Tensor:

@@ -1,9 +1,15 @@
 """From verdicts to findings: the sentence, the evidence and the advice that a user reads."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
+from dgm_tb.algorithms.outliers import outlying_examples
+from dgm_tb.callback.examples import largest_per_example
 from dgm_tb.callback.investigate import Step, Verdict
+from dgm_tb.callback.nested import tensors_in
 from dgm_tb.records import Finding
 
 _ADVICE = {
@@ -84,9 +90,9 @@ def spike_finding(step: Step, loss: str, last_step: int) -> Finding:
         last_step: Step in which it was back.
     """
     indices = step.before.indices if step.before is not None else None
-    samples = (indices or [])[:64]
+    samples = _strangest_first(step, indices or [])[:64]
     evidence = {"loss": loss, "value": step.losses[loss], "sample_index": "batch" if indices is None else "dataset"}
-    batch = f"the batch with examples {samples[0]} ... {samples[-1]}" if samples else "its batch"
+    batch = f"the batch with examples {min(samples)} ... {max(samples)}" if samples else "its batch"
     return Finding(
         kind="loss_spike",
         severity="warning",
@@ -98,6 +104,40 @@ def spike_finding(step: Step, loss: str, last_step: int) -> Finding:
         summary=f"{loss} leaps to {step.losses[loss]:.3g} at step {step.step} and is back at once: {batch} is suspect",
         evidence=evidence,
         advice="look at the labels and inputs of this batch: a shard that is shuffled, mislabelled or scaled otherwise",
+    )
+
+
+def _strangest_first(step: Step, indices: Sequence[int]) -> list[int]:
+    """Examples of a batch, those first that are out of line in one of its tensors (the targets, too)."""
+    batch = step.before.batch if step.before is not None else ()
+    tensors = [t for t in tensors_in(batch) if t.is_floating_point() and t.dim() and len(t) == len(indices)]
+    if not tensors:
+        return list(indices)
+    found = outlying_examples(np.stack([largest_per_example(tensor) for tensor in tensors]))
+    order = [*found.positions, *(p for p in range(len(indices)) if p not in found.positions)]
+    return [indices[p] for p in order]
+
+
+def idle_finding(idle: Mapping[str, str], step: int) -> Finding:
+    """What is known while training of parameters that do not train; whether that stays so, the reader sees.
+
+    Args:
+        idle: Module -> why.
+        step: The step of the last look.
+    """
+    names = list(idle)
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return Finding(
+        kind="not_training",
+        severity="info",
+        step=0,
+        first_step=0,
+        last_step=step,
+        module=names[0],
+        modules=names[1:],
+        summary=f"up to step {step}, {names[0]}{more} did not train",
+        evidence={"idle": dict(idle)},
+        advice="if it is meant to stay as it is, requires_grad_(False) says so",
     )
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dgm_tb.algorithms.outliers import is_spike, jump, outlying_examples, worst_neurons
+from dgm_tb.algorithms.outliers import is_extreme, is_spike, jump, outlying_examples, worst_neurons
 
 
 def ordinary(n_layers: int, n_examples: int, seed: int = 0) -> np.ndarray:
@@ -63,7 +63,9 @@ def test_a_spike_leaps_out_of_a_calm_history_only() -> None:
     assert is_spike(calm, 9.0)
     assert not is_spike(calm, 1.5)
     assert not is_spike([*calm[:-1], 8.0], 9.0)
-    assert not is_spike(list(np.linspace(3.0, 0.2, 64)), 16.0 * 0.9)
+    falling = list(np.linspace(3.0, 0.2, 64))
+    assert not is_spike(falling, 7.0)
+    assert is_spike(falling, 9.0)
     assert not is_spike(calm[:20], 9.0)
     assert not is_spike([-v for v in calm], 9.0)
 
@@ -74,3 +76,12 @@ def test_neurons_that_are_not_finite_come_alone() -> None:
     assert worst_neurons(np.array([1.0, 1.1, 0.9, 50.0, 40.0, 1.0])) == [3, 4]
     assert worst_neurons(np.ones(6))[0] in range(6)
     assert worst_neurons(np.zeros(0)) == []
+
+
+def test_an_extreme_example_is_out_of_its_batch_and_of_the_recent_ones() -> None:
+    batch = np.array([1.0, 1.2, 0.9, 1.1, 40.0])
+    assert is_extreme([1.5] * 8, batch)
+    assert not is_extreme([1.5] * 7 + [30.0], batch)
+    assert not is_extreme([1.5] * 8, np.full(5, 40.0))
+    assert not is_extreme([1.5] * 2, batch)
+    assert not is_extreme([1.5] * 8, batch[3:])
