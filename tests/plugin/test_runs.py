@@ -13,9 +13,10 @@ from conftest import make_client
 from routes import ARRAY_SAMPLES, JSON_SAMPLES, get, sample_arguments
 from tensorboard.plugins import base_plugin
 
+from dgm_tb.algorithms.detection import Detection
 from dgm_tb.errors import UnknownNameError
 from dgm_tb.framing import frame
-from dgm_tb.plugin import discovery
+from dgm_tb.plugin import diagnosis, discovery
 from dgm_tb.plugin import runs as runs_module
 from dgm_tb.plugin.discovery import find_runs, natural_key
 from dgm_tb.plugin.run import Run
@@ -137,3 +138,65 @@ def test_eight_clients_read_a_growing_run(tmp_path: Path, monkeypatch: pytest.Mo
         writer.join(30)
     assert {answer.status_code for answer in answers} == {200}, [a.text for a in answers if a.status_code != 200][:3]
     assert json.loads(get(client, "run", run=".").data)["gaps"] == []
+
+
+def test_eight_clients_read_twenty_growing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs_module, "REFRESH_SECONDS", 0.0)
+    names = [f"run {number}" for number in range(20)]
+    paths = [sample.write(tmp_path / name, sample.all_records(ends=False)) for name in names]
+    client, is_over = make_client(tmp_path), threading.Event()
+
+    def grow() -> None:
+        for first in range(sample.STEPS, 400, 4):
+            for path in paths:
+                if is_over.is_set():
+                    return
+                steps = np.arange(first, first + 4)
+                with path.open("ab", buffering=0) as file:
+                    file.write(
+                        sample.framed([sample.loss_record(steps), *sample.quantity_records("activation", steps)])
+                    )
+
+    def ask(number: int) -> list[int]:
+        codes = [get(client, "runs").status_code]
+        for route in (*JSON_SAMPLES, *ARRAY_SAMPLES):
+            name = names[(7 * number + len(codes)) % len(names)]
+            codes.append(get(client, route, **{**sample_arguments(route), "run": name}).status_code)
+        return codes
+
+    writer = threading.Thread(target=grow)
+    writer.start()
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            codes = [future.result(timeout=60) for future in [threads.submit(ask, number) for number in range(16)]]
+    finally:
+        is_over.set()
+        writer.join(30)
+    assert {code for found in codes for code in found} == {200}
+    facts = get(client, "runs").json
+    assert sorted(item["run"] for item in facts) == sorted(names)
+    assert not any(item["indexing"] for item in facts)
+
+
+def test_the_revision_changes_when_findings_come_later_than_their_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = SimpleNamespace(now=1000.0)
+    monkeypatch.setattr(diagnosis, "time", SimpleNamespace(monotonic=lambda: clock.now))
+    path = sample.write(tmp_path, sample.all_records(ends=False))
+    run = Run(tmp_path)
+    before = run.findings
+    path.open("ab").write(frame(encode(sample.loss_record(np.arange(12, 16)))))
+    run.refresh()
+    late = Detection("saturated", "warning", 12, 12, 15, "fc", "found in what has just been written")
+    monkeypatch.setattr(diagnosis, "detect", lambda history: [late])
+    clock.now += 1
+    assert run.findings == before, "detectors rest"
+    seen = run.revision
+    clock.now += diagnosis.REST_SECONDS
+    assert [finding.kind for finding in run.findings if finding not in before] == ["saturated"]
+    assert run.revision != seen, "whoever asks again when the revision changes gets it"
+    seen = run.revision
+    clock.now += 10 * diagnosis.REST_SECONDS
+    assert run.findings
+    assert run.revision == seen
