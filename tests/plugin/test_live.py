@@ -14,7 +14,7 @@ from sample_recording import LOSS_STEPS, WINDOW
 from dgm_tb import open_run
 from dgm_tb.plugin import live as live_module
 from dgm_tb.plugin.cache import CACHE
-from dgm_tb.plugin.diagnosis import history_of
+from dgm_tb.plugin.history import history_of
 from dgm_tb.plugin.live import Live
 from dgm_tb.plugin.recording import Recording
 from dgm_tb.records import PLUGIN_NAME, Record
@@ -173,7 +173,7 @@ def test_detectors_wait_until_a_window_has_ended(folder: Path) -> None:
     write_live(folder, begun(BEGUN))
     run = open_run(folder)
     assert run.dynamics("fc").steps.tolist() == [3, 7, 9]
-    assert [layer.steps.tolist() for layer in history_of(run, None).layers] == [[3, 7]] * len(sample.LAYERS)
+    assert [layer.steps.tolist() for layer in history_of(run, []).layers] == [[3, 7]] * len(sample.LAYERS)
 
 
 def test_routes_draw_it(folder: Path) -> None:
