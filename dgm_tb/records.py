@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 import numpy as np
-from tensorboard.compat.proto import event_pb2, summary_pb2, tensor_pb2, types_pb2
+from tensorboard.compat.proto import event_pb2, summary_pb2, types_pb2
 
 from dgm_tb.errors import RecordError
 
@@ -277,15 +277,13 @@ def encode(record: Record) -> bytes:
     check(record)
     body = {"version": SCHEMA_VERSION, "first_step": record.first_step, **record.body}
     content = json.dumps(as_json(body), separators=(",", ":"), allow_nan=False).encode()
-    metadata = summary_pb2.SummaryMetadata(
-        plugin_data=summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content),
-        data_class=summary_pb2.DATA_CLASS_TENSOR,
-    )
-    head = summary_pb2.Summary.Value(tag=f"{PLUGIN_NAME}/{record.kind}", metadata=metadata)
-    values = [head, *(_encode_array(record.kind, name, array) for name, array in record.arrays.items())]
-    event = event_pb2.Event(
-        wall_time=record.wall_time, step=record.last_step, summary=summary_pb2.Summary(value=values)
-    )
+    event = event_pb2.Event(wall_time=record.wall_time, step=record.last_step)
+    head = event.summary.value.add(tag=f"{PLUGIN_NAME}/{record.kind}")
+    head.metadata.plugin_data.plugin_name = PLUGIN_NAME
+    head.metadata.plugin_data.content = content
+    head.metadata.data_class = summary_pb2.DATA_CLASS_TENSOR
+    for name, array in record.arrays.items():  # filled in where they stay: a message that is put into another is copied
+        _encode_array(event.summary.value.add(tag=f"{PLUGIN_NAME}/{record.kind}/{name}"), array)
     return bytes(event.SerializeToString())
 
 
@@ -349,16 +347,15 @@ def expand(name: str, values: Array, body: Mapping[str, Any]) -> Array:
     return np.ldexp(values.astype(np.float32), exponent) if exponent else values
 
 
-def _encode_array(kind: str, name: str, array: Array) -> summary_pb2.Summary.Value:
+def _encode_array(value: summary_pb2.Summary.Value, array: Array) -> None:
     array = np.asarray(array)
     code = f"{array.dtype.kind}{array.dtype.itemsize}"
     if code not in _DTYPES:
-        raise RecordError(f"{kind}.{name} has dtype {array.dtype}; use one of float16/32/64, int32/64, uint8")
-    little = np.ascontiguousarray(array, dtype=f"<{code}")
-    tensor = tensor_pb2.TensorProto(dtype=_DTYPES[code], tensor_content=little.tobytes())
+        raise RecordError(f"{value.tag} has dtype {array.dtype}; use one of float16/32/64, int32/64, uint8")
+    value.tensor.dtype = _DTYPES[code]
+    value.tensor.tensor_content = np.ascontiguousarray(array, dtype=f"<{code}").tobytes()
     for size in array.shape:
-        tensor.tensor_shape.dim.add(size=size)
-    return summary_pb2.Summary.Value(tag=f"{PLUGIN_NAME}/{kind}/{name}", tensor=tensor)
+        value.tensor.tensor_shape.dim.add(size=size)
 
 
 def _parse_array(value: summary_pb2.Summary.Value) -> Array:
