@@ -128,7 +128,10 @@ class Segment:
     def _read(self, blocks: "_Blocks", size: int, is_final: bool) -> Iterator[Payload]:
         self._tail = None
         while self.offset < size:
+            yield from self._intact(*blocks.around(self.offset))
             start, left = self.offset, size - self.offset
+            if not left:
+                return
             length = _payload_length(blocks.read(start, framing.HEADER_BYTES))
             n_bytes = framing.OVERHEAD_BYTES + (length or 0)
             if length is None or n_bytes > left:
@@ -147,6 +150,19 @@ class Segment:
                 yield Payload(at, content)
             else:
                 self.give_up(start, n_bytes, "damaged record")
+
+    def _intact(self, block: bytes, start: int) -> Iterator[Payload]:
+        """The intact records from the offset on that lie in a block, up to anything else: most of a file, fast."""
+        at = self.offset - start
+        while (length := _payload_length(block[at : at + framing.HEADER_BYTES])) is not None:
+            begin = at + framing.HEADER_BYTES
+            end = begin + length
+            at = end + framing.FOOTER_BYTES
+            content = block[begin:end]
+            if at > len(block) or not framing.is_intact(content, block[end:at]):
+                return
+            self.offset = start + at
+            yield Payload(start + begin, content)
 
     def _resync(self, blocks: "_Blocks", size: int) -> bool:
         """Go on at the next valid record header, if there is one: what lies before it is damage, not a torn tail."""
@@ -169,6 +185,11 @@ class _Blocks:
     def __init__(self, file: OpenFile, size: int) -> None:
         self._file, self._size, self._start, self._block = file, size, 0, b""
         self._n_bytes = REMOTE_BLOCK_BYTES if file.is_remote else BLOCK_BYTES
+
+    def around(self, offset: int) -> tuple[bytes, int]:
+        """A block that holds the byte at ``offset``, and where it begins."""
+        self.read(offset, 1)
+        return self._block, self._start
 
     def read(self, offset: int, n_bytes: int) -> bytes:
         """Bytes of the file; fewer at its end."""
