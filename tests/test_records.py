@@ -180,7 +180,7 @@ def test_every_quantity_has_a_main_statistic_with_a_main_aggregate() -> None:
     assert all(statistics and all(s.windows for s in statistics) for statistics in STATISTICS.values())
 
 
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("schema-*.dgm")), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", sorted(GOLDEN.glob("schema-?.dgm")), ids=lambda path: path.name)
 def test_released_schemas_stay_readable(path: Path) -> None:
     records = [parse(payload) for payload in payloads(path.read_bytes())]
     expected = list(sample.all_records())

@@ -94,6 +94,8 @@ class Entry(NamedTuple):
             with opened(self.path) as own:
                 content = self._read(own, at, wanted)
         values = np.frombuffer(content, place.dtype).reshape((stop - first, *place.shape[1:]) if place.shape else ())
+        if values.dtype == np.int32:  # smaller on disk; sums and products of steps need more
+            return values.astype(np.int64)
         return expand(name, values, self.body) if values.dtype == np.float16 else values
 
     def _read(self, file: OpenFile, offset: int, n_bytes: int) -> bytes:

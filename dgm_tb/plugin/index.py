@@ -131,6 +131,8 @@ class Index:
             first_step = int(match[1])
             if not 0 <= first_step <= head.last_step <= MAX_STEP:
                 check_steps(head.kind, first_step, head.last_step)
+        for name in head.unknown:
+            self._skip(path, f"{head.kind}.{name}")
         first_step = min(first_step, head.last_step)
         entry = Entry(
             head.kind, first_step, head.last_step, head.wall_time, path, offset, len(payload), head.base,
@@ -225,7 +227,7 @@ class Index:
 
     @property
     def unknown(self) -> dict[str, int]:
-        """Kinds that ``records.KINDS`` does not have, and how many records of them there were."""
+        """Kinds, and arrays (``loss.pitch``), that ``records.KINDS`` does not have, and how many of them there were."""
         found: dict[str, int] = {}
         for (_, kind), n in list(self._unknown.items()):
             found[kind] = found.get(kind, 0) + n

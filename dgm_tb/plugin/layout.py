@@ -93,6 +93,7 @@ class Head:
         content: JSON of the body.
         base: Byte of the payload from which the offsets of ``arrays`` count.
         arrays: Where the arrays are; one tuple for all records of one layout, which keeps the index small.
+        unknown: Names of further arrays, which only a newer version knows.
     """
 
     kind: str
@@ -101,6 +102,7 @@ class Head:
     content: bytes
     base: int
     arrays: tuple[ArrayPlace, ...]
+    unknown: tuple[str, ...]
 
 
 def load_body(kind: str, content: bytes) -> dict[str, Any]:
@@ -126,7 +128,7 @@ class HeadReader:
     """
 
     def __init__(self) -> None:
-        self._known: dict[tuple[str, int], tuple[tuple[ArrayPlace, ...], list[tuple[int, bytes]]]] = {}
+        self._known: dict[tuple[str, int], tuple[_Arrays, list[tuple[int, bytes]]]] = {}
 
     def read(self, payload: bytes) -> Head:
         """Find the body and the arrays of a record.
@@ -138,22 +140,29 @@ class HeadReader:
             RecordError: If the bytes are no record of dgm_tb, or claim more than they bring.
         """
         found = _quick_prefix(payload) or _prefix(payload)
-        arrays = self._arrays(payload, found.tag, found.base, found.stop)
+        arrays, unknown = self._arrays(payload, found.tag, found.base, found.stop)
         wall_time = found.wall_time if math.isfinite(found.wall_time) else 0.0
-        return Head(found.tag[len(_OWN) :], found.step, wall_time, found.content, found.base, arrays)
+        return Head(found.tag[len(_OWN) :], found.step, wall_time, found.content, found.base, arrays, unknown)
 
-    def _arrays(self, payload: bytes, tag: str, base: int, stop: int) -> tuple[ArrayPlace, ...]:
+    def _arrays(self, payload: bytes, tag: str, base: int, stop: int) -> "_Arrays":
         key = tag, stop - base
         known = self._known.get(key)
         if known and all(payload.startswith(seen, base + at) for at, seen in known[1]):
             return known[0]
-        values = _messages(payload, base, stop, _SUMMARY_VALUE)
-        places = (_array_place(payload, a, b, f"{tag}/", base) for a, b in values)
-        arrays = tuple(place for place in places if place is not None)
+        kind = KINDS.get(tag[len(_OWN) :])
+        values = [_tensor(payload, a, b) for a, b in _messages(payload, base, stop, _SUMMARY_VALUE)]
+        named = [(own[len(tag) + 1 :], place) for own, place in values if place and own.startswith(f"{tag}/")]
+        known_names = kind.arrays if kind is not None else {}
+        arrays = tuple(_array_place(payload, name, *place, base) for name, place in named if name in known_names)
+        unknown = tuple(name for name, _ in named if name not in known_names)
         around = stop - base - sum(place.nbytes for place in arrays)
         if len(self._known) < _MAX_LAYOUTS and around < _MAX_AROUND:
-            self._known[key] = arrays, _between(payload, base, stop, arrays)
-        return arrays
+            self._known[key] = (arrays, unknown), _between(payload, base, stop, arrays)
+        return arrays, unknown
+
+
+_Arrays = tuple[tuple[ArrayPlace, ...], tuple[str, ...]]
+"""Where the arrays are that this version knows, and the names of the others."""
 
 
 class _Prefix(NamedTuple):
@@ -228,13 +237,10 @@ def check_axes(kind: str, arrays: tuple[ArrayPlace, ...]) -> None:
     """Check arrays against ``records.KINDS``.
 
     Raises:
-        RecordError: If an array is unknown or has the wrong number of axes.
+        RecordError: If an array has the wrong number of axes.
     """
-    known = KINDS[kind].arrays
     for place in arrays:
-        axes = known.get(place.name)
-        if axes is None:
-            raise RecordError(f"a {kind} record has no array {place.name[:40]!r}")
+        axes = KINDS[kind].arrays[place.name]
         if len(place.shape) < len(axes) - 1 if "*" in axes else len(place.shape) != len(axes):
             raise RecordError(f"{kind}.{place.name} has the axes [{', '.join(axes)}]; got shape {place.shape}")
 
@@ -293,17 +299,20 @@ def _text(payload: bytes, start: int, stop: int) -> str:
     return payload[start : min(stop, start + 200)].decode("utf-8", "replace")
 
 
-def _array_place(payload: bytes, start: int, stop: int, prefix: str, base: int) -> ArrayPlace | None:
+def _tensor(payload: bytes, start: int, stop: int) -> tuple[str, tuple[int, int] | None]:
+    """Tag and tensor of a value of a summary."""
     tag, tensor = "", None
     for number, wire, a, b in _fields(payload, start, stop):
         if number == _VALUE_TAG and wire == _BYTES:
             tag = _text(payload, a, b)
         elif number == _VALUE_TENSOR and wire == _BYTES:
             tensor = a, b
-    if tensor is None or not tag.startswith(prefix):
-        return None
+    return tag, tensor
+
+
+def _array_place(payload: bytes, name: str, start: int, stop: int, base: int) -> ArrayPlace:
     dtype, shape, content = 0, [], (base, base)
-    for number, wire, a, b in _fields(payload, *tensor):
+    for number, wire, a, b in _fields(payload, start, stop):
         if number == _TENSOR_CONTENT and wire == _BYTES:
             content = a, b
         elif number == _TENSOR_DTYPE and wire == _VARINT:
@@ -311,10 +320,10 @@ def _array_place(payload: bytes, start: int, stop: int, prefix: str, base: int) 
         elif number == _TENSOR_SHAPE and wire == _BYTES:
             shape = [_dim(payload, *dim) for dim in _messages(payload, a, b, _SHAPE_DIM)]
     if dtype not in DTYPES or len(shape) > _MAX_AXES or any(size >= 1 << 40 for size in shape):
-        raise RecordError(f"{tag}: dtype {dtype} with shape {shape[:_MAX_AXES]} is none of ours")
-    place = ArrayPlace(tag[len(prefix) :], DTYPES[dtype], tuple(shape), content[0] - base)
+        raise RecordError(f"{name}: dtype {dtype} with shape {shape[:_MAX_AXES]} is none of ours")
+    place = ArrayPlace(name, DTYPES[dtype], tuple(shape), content[0] - base)
     if place.nbytes != content[1] - content[0]:
-        raise RecordError(f"{tag}: shape {place.shape} needs {place.nbytes} bytes, {content[1] - content[0]} came")
+        raise RecordError(f"{name}: shape {place.shape} needs {place.nbytes} bytes, {content[1] - content[0]} came")
     return place
 
 

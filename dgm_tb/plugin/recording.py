@@ -318,7 +318,7 @@ class Recording:
 
     @property
     def unknown_kinds(self) -> dict[str, int]:
-        """Kinds of a newer version, and how many records of them were skipped."""
+        """Kinds and arrays (``loss.pitch``) of a newer version, and how many of them were skipped."""
         return self._index.unknown
 
     @property

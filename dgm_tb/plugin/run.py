@@ -18,7 +18,7 @@ from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import neuron_span
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.plugin.storage import Place, reason
-from dgm_tb.records import STATISTICS, Finding, severity_order
+from dgm_tb.records import SCHEMA_VERSION, STATISTICS, Finding, severity_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 P = ParamSpec("P")
@@ -172,8 +172,7 @@ class Run:
         found += [text for text in (starts.at_once(recordings), self._trouble) if text is not None]
         for recording in recordings:
             found += recording.troubles
-            for kind, count in recording.unknown_kinds.items():
-                found.append(f"{count} records of the unknown kind {kind!r} were skipped: a newer dgm_tb wrote them")
+            found += _newer(recording)
         return list(dict.fromkeys(found))
 
     @property
@@ -349,10 +348,13 @@ class Run:
 
         A start that has recorded no step yet (or never did) supersedes nothing.
         """
-        recordings = self.recordings
-        for number, recording in enumerate(recordings):
-            later = [other.resume_step for other in recordings[number + 1 :] if other.steps is not None]
-            yield recording, float(min(later, default=np.inf))
+        found: list[tuple[Recording, float]] = []
+        limit = np.inf
+        for recording in reversed(self.recordings):
+            found.append((recording, limit))
+            if recording.steps is not None:
+                limit = min(limit, float(recording.resume_step))
+        yield from reversed(found)
 
     def _entries(self, kind: str, **wanted: Any) -> list[tuple[Entry, float]]:
         return [
@@ -376,3 +378,19 @@ class Run:
         if neuron_span(graph, layer, quantity) is None:
             return UnknownNameError(f"layer {layer!r} has no {quantity}: it has no weights of its own")
         return UnknownNameError(f"no {quantity} of layer {layer!r} has been recorded yet")
+
+
+def _newer(recording: Recording) -> list[str]:
+    """What only a newer version understands of a recording."""
+    found = []
+    schema = recording.facts.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        found.append(
+            f"recording {recording.name} has schema {schema}, this version reads up to {SCHEMA_VERSION}: "
+            "update dgm_tb to see all of it"
+        )
+    for name, count in recording.unknown_kinds.items():
+        plural, they = ("", "was") if count == 1 else ("s", "were")
+        what = f"array{plural} {name!r}" if "." in name else f"record{plural} of the unknown kind {name!r}"
+        found.append(f"{count} {what} {they} skipped: a newer dgm_tb wrote {'it' if count == 1 else 'them'}")
+    return found

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dgm_tb.errors import UnknownNameError
-from dgm_tb.graph import Graph, Layer
+from dgm_tb.graph import Graph, Layer, Node
 from dgm_tb.plugin import tracks
 from dgm_tb.plugin.rows import find_layer, neuron_span, statistic_names
 from dgm_tb.plugin.run import Run
@@ -107,7 +107,7 @@ def graph(run: Run, arguments: Arguments) -> Any:
 def _drawable(graph: Graph) -> Graph:
     """The graph without what no tracer writes and no layout ends with: nodes twice, edges that lead back or nowhere."""
     place: dict[str, int] = {}
-    nodes = []
+    nodes: list[Node] = []
     for node in graph.nodes:
         if place.setdefault(node.id, len(nodes)) == len(nodes):
             nodes.append(node)

@@ -1,4 +1,4 @@
-"""What a run folder can hold on disk: whole, growing, damaged, replaced, resumed, of a newer version."""
+"""What a run folder can hold on disk: whole, growing, damaged, replaced, resumed."""
 
 import os
 import random
@@ -7,18 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pytest
 import sample_recording as sample
 from sample_recording import LOSS_STEPS, STEPS
-from tensorboard.compat.proto import event_pb2, summary_pb2
 
 from dgm_tb import open_run
 from dgm_tb.framing import frame
 from dgm_tb.graph import Graph, Layer
 from dgm_tb.plugin.run import Run
-from dgm_tb.records import PLUGIN_NAME, Record, encode
-
-GOLDEN = Path(__file__).parents[1] / "golden"
+from dgm_tb.records import Record, encode
 
 
 def losses_in_pieces(n_pieces: int = 4) -> list[Record]:
@@ -27,17 +23,6 @@ def losses_in_pieces(n_pieces: int = 4) -> list[Record]:
 
 def steps_of(run: Run) -> list[int]:
     return [int(step) for step in run.losses["train_loss"].steps] if run.losses else []
-
-
-@pytest.mark.parametrize("path", sorted(GOLDEN.glob("schema-*.dgm")), ids=lambda path: path.name)
-def test_recordings_of_released_schemas_open(path: Path, tmp_path: Path) -> None:
-    place = tmp_path / "plugins" / PLUGIN_NAME / "r"
-    place.mkdir(parents=True)
-    (place / "000000.dgm").write_bytes(path.read_bytes())
-    run = open_run(tmp_path)
-    assert run.gaps == []
-    assert run.layers == sample.FLOW
-    assert steps_of(run) == list(range(STEPS))
 
 
 def test_records_rotated_over_segments_are_one_recording(tmp_path: Path) -> None:
@@ -193,27 +178,6 @@ def test_files_that_are_no_segments_are_left_alone(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     assert run.layers == sample.FLOW
     assert run.gaps == []
-
-
-def test_records_of_an_unknown_kind_are_skipped_with_a_note(tmp_path: Path) -> None:
-    content = b'{"version":9,"first_step":3,"pitch":440}'
-    data = summary_pb2.SummaryMetadata.PluginData(plugin_name=PLUGIN_NAME, content=content)
-    value = summary_pb2.Summary.Value(tag=f"{PLUGIN_NAME}/song", metadata=summary_pb2.SummaryMetadata(plugin_data=data))
-    song = event_pb2.Event(step=3, summary=summary_pb2.Summary(value=[value])).SerializeToString()
-    path = sample.write(tmp_path, [sample.recording_record()])
-    path.open("ab").write(frame(song) * 2 + sample.framed([sample.loss_record()]))
-    run = open_run(tmp_path)
-    assert steps_of(run) == list(range(STEPS))
-    assert run.gaps == []
-    assert run.notes == ["2 records of the unknown kind 'song' were skipped: a newer dgm_tb wrote them"]
-
-
-def test_keys_of_a_newer_version_in_known_records_do_no_harm(tmp_path: Path) -> None:
-    records = [replace(record, body={**record.body, "later": {"x": [1]}}) for record in sample.all_records()]
-    sample.write(tmp_path, records)
-    run = open_run(tmp_path)
-    assert run.gaps == []
-    assert run.layers == sample.FLOW
 
 
 def resumed(tmp_path: Path) -> Run:
