@@ -15,7 +15,7 @@ from dgm_tb.plugin.discovery import recordings_in
 from dgm_tb.plugin.drawing import draw
 from dgm_tb.plugin.entry import Entry
 from dgm_tb.plugin.recording import Recording
-from dgm_tb.plugin.rows import neuron_span
+from dgm_tb.plugin.rows import find_layer, neuron_span
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.plugin.storage import Place, reason
 from dgm_tb.records import SCHEMA_VERSION, STATISTICS, Finding, severity_order
@@ -303,8 +303,9 @@ class Run:
                 f"no {direction} contributions of {samples} into {target!r} at step {step}; snapshots: {steps}"
             )
         matrix = found[step].read("values").astype(np.float32)
-        neurons = {layer.name: layer.neurons for layer in self.graph.layers}
-        n_source, n_target, group = neurons.get(source, -1), neurons.get(target, -1), max(link.group, 1)
+        layers = find_layer(self.graph, source), find_layer(self.graph, target)
+        n_source, n_target = (layer.neurons if layer is not None else -1 for layer in layers)
+        group = max(link.group, 1)
         part = matrix[:, link.start : link.start + n_source * group]
         if part.shape != (n_target, n_source * group):
             raise UnknownNameError(

@@ -16,6 +16,7 @@ from mutated_arrays import ARRAY_MUTATIONS, SIZES, Event, Events
 
 from dgm_tb.framing import OVERHEAD_BYTES, frame, masked_crc
 from dgm_tb.records import KINDS, PLUGIN_NAME, encode
+from dgm_tb.segment_names import LIVE_NAME, segment_name
 
 NUMBERS = [*SIZES, 2**53, 2**53 + 1, -(2**63), 10**400, -0.0, 0.5, 1e308, float("nan"), float("inf"), -float("inf")]
 TEXTS = [
@@ -26,6 +27,18 @@ TEXTS = [
     "n" * 100_000,
 ]  # fmt: skip
 VALUES: list[Any] = [None, True, False, [], {}, [[]], [None], [{}], {"": {}}, *NUMBERS, *TEXTS]
+KEYS = [
+    "exponents",
+    "first_step",
+    "finding",
+    "rank",
+    "order",
+    "level",
+    "window_steps",
+    "first_nonfinite_step",
+    "repeats",
+]
+"""Of bodies, and of what is in them; not all records have them."""
 BOMBS = [
     b"[" * 100_000, b"[" * 5000 + b"]" * 5000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b"1e999", b"-1e999", b"9" * 5000,
     b"1" + b"0" * 4000, b"NaN", b"-Infinity", b'"\xff\xfe"', b'"\\ud800"', b'"\\u0000"', b"null", b"[]", b"",
@@ -34,7 +47,7 @@ BOMBS = [
 
 
 def mutated(rng: random.Random) -> dict[str, bytes]:
-    """Path inside the run folder -> content of a segment, of one or two recordings."""
+    """Path inside the run folder -> content of a segment or a live file, of one or two recordings."""
     events = [Event.FromString(encode(record)) for record in sample.all_records(rng.choice([sample.WINDOW, 1]))]
     for _ in range(rng.choice([1, 1, 2, 4, 12])):
         rng.choice(MUTATIONS)(rng, events)
@@ -48,8 +61,12 @@ def mutated(rng: random.Random) -> dict[str, bytes]:
     for name in names:
         middle = rng.choice([0, 0, rng.randrange(len(framed) + 1)])
         parts = [framed[:middle], framed[middle:]] if middle else [framed]
+        place = f"plugins/{PLUGIN_NAME}/{name}"
         for number, part in enumerate(parts):
-            files[f"plugins/{PLUGIN_NAME}/{name}/{number:06d}.dgm"] = b"".join(part)
+            last = rng.choice([None, None, None, None, number, number + 1])
+            files[f"{place}/{segment_name(number, last)}"] = b"".join(part)
+        if rng.random() < 0.2:
+            files[f"{place}/{LIVE_NAME}"] = b"".join(rng.sample(framed, rng.randrange(len(framed) + 1)))
     return files
 
 
@@ -130,12 +147,12 @@ def _body_values_swapped(rng: random.Random, events: Events) -> None:
 def _body_key(rng: random.Random, events: Events) -> None:
     event = rng.choice(events)
     body = body_of(event)
-    if body and rng.random() < 0.5:
-        del body[rng.choice(list(body))]
+    inner = [body, *(found for path in places(body) if isinstance(found := at(body, path), dict))]
+    changed = rng.choice(inner)
+    if changed and rng.random() < 0.5:
+        del changed[rng.choice(list(changed))]
     else:
-        body[rng.choice(["exponents", "first_step", "finding", "rank", "window_steps", "pitch", *TEXTS[:9]])] = (
-            rng.choice(VALUES)
-        )
+        changed[rng.choice([*KEYS, *TEXTS[:9]])] = rng.choice(VALUES)
     set_body(event, body)
 
 

@@ -301,3 +301,15 @@ def test_examples_of_another_form_are_skipped(change: dict[str, Any], tmp_path: 
     sample.write(tmp_path, records)
     assert len(open_run(tmp_path).gaps) == 1
     assert get(make_client(tmp_path), "samples", run=".", finding="f1").status_code == 404
+
+
+def test_of_layers_of_one_name_the_first_counts_everywhere(tmp_path: Path) -> None:
+    graph = sample.graph().to_json()
+    graph["layers"].append({**graph["layers"][2], "neurons": 1})
+    sample.write(tmp_path, [sample.recording_record(), Record("graph", 0, 0, graph), *list(sample.all_records())[2:]])
+    client = make_client(tmp_path)
+    for layer in ("fc", "out", "conv"):
+        assert get(client, "contributions", run=".", layer=layer, neuron=2).status_code == 200
+    facts, arrays = unpack(get(client, "contributions", run=".", layer="out").data)
+    assert [column["neurons"] for column in facts["columns"]] == [4, 3, 5]
+    assert arrays["forward_0"].shape == (4,)
