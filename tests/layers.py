@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 _rng = torch.Generator().manual_seed(7)
 
@@ -30,6 +31,7 @@ X1, X2, X3 = normal(2, 4, 6), normal(2, 4, 6, 6), normal(2, 2, 4, 4, 4)
 M, N = normal(2, 3, 4), normal(2, 4, 5)
 GRID = torch.rand(2, 3, 3, 2, generator=_rng, dtype=torch.float64) * 1.6 - 0.8
 MASK = torch.rand(2, 4, 6, generator=_rng) > 0.4
+LENGTHS = torch.tensor([3, 4, 2])
 INDEX = torch.tensor([2, 0, 1])
 TOKENS = torch.tensor([[1, 3, 0], [2, 2, 4]])
 
@@ -51,9 +53,21 @@ def _copied(x: Tensor, y: Tensor) -> Tensor:
     return z
 
 
+def _padded_again(data: Tensor) -> Tensor:
+    packed = PackedSequence(data, torch.tensor([3, 3, 2, 1]))
+    return pad_packed_sequence(packed, batch_first=True)[0]
+
+
 Sample = tuple[Any, ...]
 W = {n: _fixed(*n) for n in [(5, 6), (3, 4, 6), (6, 4, 3), (6, 2, 3, 3), (3, 2, 2, 2, 2), (4, 6), (6,), (4,), (6, 5)]}
 W |= {n: _fixed(*n) for n in [(4, 3, 3), (4, 3, 3, 3), (2, 3, 2, 2, 2), (3, 6, 5), (5, 4)]}
+
+UNPOOL = F.max_pool2d(X2, 2, return_indices=True)[1]
+RECURRENT = normal(2, 4, 6), normal(4, 2, 3), normal(4, 2, 3)
+LSTM = [_fixed(*n) for n in [(12, 6), (12, 3), (12,), (12,)] * 4]
+"""Two layers in both directions, three units; ``[:4]`` is a cell."""
+GRU = [_fixed(9, 6), _fixed(9, 3), _fixed(9), _fixed(9)]
+RNN = [_fixed(3, 6), _fixed(3, 3)]
 
 SAMPLES: dict[str, Sample] = {
     "linear": (lambda x: F.linear(x, W[5, 6], W[5, 6][:, 0]), X1),
@@ -68,6 +82,10 @@ SAMPLES: dict[str, Sample] = {
     "mm": (lambda x, y: torch.mm(x, y), M[0], N[0]),
     "bmm": (lambda x, y: torch.bmm(x, y), M, N),
     "mv": (lambda x, y: torch.mv(x, y), M[0], N[0, :, 0]),
+    "dot": (lambda x, y: torch.dot(x, y), normal(6), normal(6)),
+    "outer": (lambda x, y: torch.outer(x, y), normal(3), normal(4)),
+    "inner": (lambda x: torch.inner(x, W[5, 6]), X1),
+    "tensordot": (lambda x: torch.tensordot(x, W[4, 6], 2), X1),
     "einsum": (lambda x, y: torch.einsum("bij,bjk->bki", x, y), M, N),
     "mul": (lambda x, y: x * y, X1, normal(4, 1)),
     "div": (lambda x, y: x / y, X1, positive(4, 1)),
@@ -78,6 +96,8 @@ SAMPLES: dict[str, Sample] = {
     "mean": (lambda x: x.mean(1), X1),
     "cumsum": (lambda x: x.cumsum(1), X1),
     "addmm": (lambda x, y: torch.addmm(y, x, W[4, 6]), M[0], normal(3, 6)),
+    "baddbmm": (lambda x: torch.baddbmm(W[4, 6][:3, :5], x, N[0].expand(2, -1, -1)), M),
+    "addbmm": (lambda x: torch.addbmm(W[3, 4, 6][0, :3, :5], x, N[0].expand(2, -1, -1)), M),
     "lerp": (lambda x, y: torch.lerp(x, y, 0.3), X1, normal(2, 4, 6)),
     "avg_pool1d": (lambda x: F.avg_pool1d(x, 2), X1),
     "avg_pool2d": (lambda x: F.avg_pool2d(x, 3, 2, 1), X2),
@@ -111,9 +131,20 @@ SAMPLES: dict[str, Sample] = {
     "hardtanh": (lambda x: F.hardtanh(x), X1),
     "hardsigmoid": (lambda x: F.hardsigmoid(x), X1),
     "threshold": (lambda x: F.threshold(x, 0.1, 0.0), X1),
+    "hardshrink": (lambda x: F.hardshrink(x), X1),
+    "softshrink": (lambda x: F.softshrink(x), X1),
+    "tanhshrink": (lambda x: F.tanhshrink(x), X1),
     "sigmoid": (lambda x: torch.sigmoid(x), X1),
     "tanh": (lambda x: x.tanh(), X1),
     "exp": (lambda x: x.exp(), X1),
+    "exp2": (lambda x: x.exp2(), X1),
+    "log2": (lambda x: x.log2(), positive(2, 4)),
+    "log10": (lambda x: x.log10(), positive(2, 4)),
+    "atan": (lambda x: x.atan(), X1),
+    "sinh": (lambda x: x.sinh(), X1),
+    "asinh": (lambda x: x.asinh(), X1),
+    "sign": (lambda x: x.sign(), X1),
+    "round": (lambda x: x.round(), X1),
     "expm1": (lambda x: x.expm1(), X1),
     "log": (lambda x: x.log(), positive(2, 4)),
     "log1p": (lambda x: x.log1p(), positive(2, 4)),
@@ -133,6 +164,9 @@ SAMPLES: dict[str, Sample] = {
     "dropout1d": (lambda x: F.dropout1d(x, 0.4), X1),
     "dropout2d": (lambda x: F.dropout2d(x, 0.4), X2),
     "dropout3d": (lambda x: F.dropout3d(x, 0.4), X3),
+    "alpha_dropout": (lambda x: F.alpha_dropout(x, 0.4, training=True), X1),
+    "feature_alpha_dropout": (lambda x: F.feature_alpha_dropout(x, 0.4, training=True), X2),
+    "embedding_bag": (lambda tokens: F.embedding_bag(tokens, W[5, 4], mode="mean"), TOKENS),
     "embedding": (lambda tokens: F.embedding(tokens, W[5, 4]), TOKENS),
     "one_hot": (lambda tokens: F.one_hot(tokens, 5), TOKENS),
     "normal": (lambda x, y: torch.normal(x, y), X1, positive(2, 4, 6)),
@@ -144,6 +178,16 @@ SAMPLES: dict[str, Sample] = {
         normal(2, 2, 3, 4),
         normal(2, 2, 3, 4),
     ),
+    "lstm": (lambda x, h, c: torch.lstm(x, (h, c), LSTM, True, 2, 0.0, True, True, True)[0], *RECURRENT),
+    "gru": (lambda x, h: torch.gru(x, h, GRU, True, 1, 0.0, True, False, True)[0], X1, normal(1, 2, 3)),
+    "rnn_tanh": (lambda x, h: torch.rnn_tanh(x, h, RNN, False, 1, 0.0, True, False, True)[0], X1, normal(1, 2, 3)),
+    "rnn_relu": (lambda x, h: torch.rnn_relu(x, h, RNN, False, 1, 0.0, True, False, True)[0], X1, normal(1, 2, 3)),
+    "lstm_cell": (lambda x, h, c: torch.lstm_cell(x, (h, c), *LSTM[:4])[0], normal(2, 6), normal(2, 3), normal(2, 3)),
+    "gru_cell": (lambda x, h: torch.gru_cell(x, h, *GRU), normal(2, 6), normal(2, 3)),
+    "rnn_tanh_cell": (lambda x, h: torch.rnn_tanh_cell(x, h, *RNN), normal(2, 6), normal(2, 3)),
+    "rnn_relu_cell": (lambda x, h: torch.rnn_relu_cell(x, h, *RNN), normal(2, 6), normal(2, 3)),
+    "pack_padded_sequence": (lambda x: pack_padded_sequence(x, LENGTHS, True, False).data, normal(3, 4, 6)),
+    "pad_packed_sequence": (_padded_again, normal(9, 6)),
     "detach": (lambda x: x.detach(), X1),
     "clone": (lambda x: x.clone(), X1),
     "contiguous": (lambda x: x.mT.contiguous(), X1),
@@ -167,6 +211,21 @@ SAMPLES: dict[str, Sample] = {
     "permute": (lambda x: x.permute(2, 0, 1), X1),
     "transpose": (lambda x: x.transpose(1, 2), X1),
     "movedim": (lambda x: x.movedim(1, 2), X1),
+    "moveaxis": (lambda x: torch.moveaxis(x, 1, 2), X1),
+    "swapaxes": (lambda x: x.swapaxes(1, 2), X1),
+    "swapdims": (lambda x: x.swapdims(1, 2), X1),
+    "ravel": (lambda x: x.ravel(), X1),
+    "diagonal": (lambda x: x.diagonal(dim1=1, dim2=2), X1),
+    "tile": (lambda x: x.tile(2, 1, 1), X1),
+    "hstack": (lambda x, y: torch.hstack([x, y]), X1, normal(2, 2, 6)),
+    "vstack": (lambda x, y: torch.vstack([x, y]), X1, normal(1, 4, 6)),
+    "tensor_split": (lambda x: x.tensor_split(2, 1)[1], X1),
+    "take_along_dim": (lambda x: x.take_along_dim(torch.tensor([[2], [0]]), 1), normal(2, 4)),
+    "scatter": (lambda x, y: x.scatter(1, torch.tensor([[2], [0]]), y), normal(2, 4), normal(2, 1)),
+    "scatter_add": (lambda x, y: x.scatter_add(1, torch.tensor([[2], [0]]), y), normal(2, 4), normal(2, 1)),
+    "index_add": (lambda x, y: x.index_add(1, INDEX, y), normal(2, 4), normal(2, 3)),
+    "channel_shuffle": (lambda x: F.channel_shuffle(x, 2), X2),
+    "max_unpool2d": (lambda x: F.max_unpool2d(x, UNPOOL, 2), normal(2, 4, 3, 3)),
     "t": (lambda x: x.t(), M[0]),
     "T": (lambda x: x.T, M[0]),
     "mT": (lambda x: x.mT, M),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dgm_tb.algorithms.contribution import contribution_by_position, contribution_matrix, gradient_matrix
 from dgm_tb.algorithms.rules import DECOMPOSITIONS, epsilon
+from dgm_tb.algorithms.rules.affine import z_box_groups
 from dgm_tb.errors import UnsupportedLayerError
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
@@ -34,6 +35,12 @@ def terms_of(rule: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> list:
         return [(2, positive, up(bias)), (-1, [(up(x), down(weight)), (down(x), up(weight))], down(bias))]
     if rule == "gamma":
         return [(1, [(x, weight + up(weight) / 4)], None if bias is None else bias + up(bias) / 4)]
+    if rule == "z_box":
+        low, high = (
+            torch.stack([end(example) for example in x]).reshape(-1, *[1] * (x.ndim - 1))
+            for end in (torch.min, torch.max)
+        )
+        return [(1, [(x, weight), (-low + 0 * x, up(weight)), (-high + 0 * x, down(weight))], None)]
     assert rule == "w_square"
     return [(1, [(torch.ones_like(x), weight**2)], None)]
 
@@ -149,6 +156,15 @@ def test_the_gradient_matrix_is_gradient_times_input(name: str) -> None:
         change = change.movedim(out_axis, 0)
         truth[:, source] = change.reshape(len(change), -1).sum(1)
     assert (matrix - truth).abs().max() <= 1e-6 * truth.abs().max()
+
+
+def test_the_shares_of_pixels_within_bounds_are_never_negative_and_add_up() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Conv2d(3, 4, 3).double(), torch.rand(2, 3, 6, 6, dtype=torch.float64) * 2 - 1
+    relevance = torch.rand(2, 4, 4, 4, dtype=torch.float64)
+    matrix = contribution_matrix(module, x, rule=z_box_groups(-1.0, 1.0), output_relevance=relevance)
+    assert (matrix > 0).all()
+    assert torch.allclose(matrix.sum(1), relevance.sum((0, 2, 3)), rtol=1e-5)
 
 
 @pytest.mark.parametrize("make", [lambda: nn.Linear(6, 5), lambda: nn.Conv2d(4, 6, 3, 2, 1)])

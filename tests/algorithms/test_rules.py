@@ -20,10 +20,12 @@ from dgm_tb.algorithms.rules import (
     norms,
     pass_through,
     product,
+    recurrent,
 )
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from layers import NEEDS_ACCELERATOR, SAMPLES, W
+import recurrence
+from layers import GRU, LSTM, NEEDS_ACCELERATOR, RNN, SAMPLES, TOKENS, W
 
 FLOAT = torch.float64
 
@@ -59,7 +61,7 @@ def jacobians(function: Callable[..., Tensor], inputs: tuple[Tensor, ...]) -> li
 
 
 def shares(r: Tensor, z: Tensor) -> Tensor:
-    rows = z.flatten(1) if z.ndim > 1 else z[None]
+    rows = z.flatten(1) if z.ndim > 1 else z.reshape(1, -1)
     step = 1e-6 * rows.abs().mean(1, keepdim=True) * torch.where(rows < 0, -1.0, 1.0)
     return (r.reshape(rows.shape) / (rows + step)).flatten()
 
@@ -134,6 +136,34 @@ def replica_norm(name: str, f: Any, xs: tuple[Tensor, ...], z: Tensor, r: Tensor
     return replica_epsilon(name, frozen, xs, z, r)
 
 
+def replica_kept_scaled(name: str, f: Any, xs: tuple[Tensor, ...], z: Tensor, r: Tensor) -> list[Tensor]:
+    """A scale and a shift that keep mean and variance where 0.4 of the units are set to the lowest value of SELU."""
+    low = -1.6732632423543772 * 1.0507009873554805
+    scale = (0.6 + low**2 * 0.6 * 0.4) ** -0.5
+    dropped = (z - (scale * low - scale * 0.4 * low)).abs() < 1e-9
+    return [torch.where(dropped, 0, xs[0] * scale * shares(r, z).reshape(z.shape))]
+
+
+def replica_token_of_bag(name: str, f: Any, xs: tuple[Tensor, ...], z: Tensor, r: Tensor) -> list[Tensor]:
+    s = shares(r, z).reshape(z.shape)
+    return [torch.stack([torch.stack([(W[5, 4][t] / 3 * s[i]).sum() for t in row]) for i, row in enumerate(TOKENS)])]
+
+
+def replica_recurrent(name: str, f: Any, xs: tuple[Tensor, ...], z: Tensor, r: Tensor) -> list[Tensor]:
+    """The same layer out of sums and products, whose rules have replicas of their own."""
+    run = {
+        "lstm": lambda x, h, c: recurrence.lstm(x, h, c, LSTM),
+        "lstm_cell": lambda x, h, c: recurrence.lstm_step(x, h, c, LSTM[:4])[0],
+        "gru_cell": lambda x, h: recurrence.gru_step(x, h, GRU),
+        "rnn_tanh_cell": lambda x, h: recurrence.plain_step(x, h, RNN, "tanh"),
+        "rnn_relu_cell": lambda x, h: recurrence.plain_step(x, h, RNN, "relu"),
+    }.get(name, lambda x, h: recurrence.one_layer(name, x, h, GRU if name == "gru" else RNN))
+    mode, output = record(Function(run), *xs)
+    assert torch.allclose(output, z)
+    found = mode.propagate(output, relevance=r).inputs
+    return [found[f"x{i}"] for i in range(len(xs))]
+
+
 def replica_attention(name: str, f: Any, xs: tuple[Tensor, ...], z: Tensor, r: Tensor) -> list[Tensor]:
     """The same function out of matrix products and a softmax, whose rules have replicas of their own."""
 
@@ -159,6 +189,10 @@ REPLICAS: dict[Any, Callable[..., list[Tensor]]] = {
     elementwise.token: replica_token,
     elementwise.gaussian_draw: replica_draw,
     elementwise.first_half_takes_all: replica_glu,
+    elementwise.kept_scaled_units: replica_kept_scaled,
+    elementwise.token_of_bag: replica_token_of_bag,
+    recurrent.recurrent_layer: replica_recurrent,
+    recurrent.recurrent_cell: replica_recurrent,
     attention.softmax: replica_softmax,
     attention.scaled_dot_product_attention: replica_attention,
     norms.batch_norm: replica_batch_norm,

@@ -82,12 +82,31 @@ def w_square_groups(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Grou
     return [(1.0, [(torch.ones_like(x), weight.square())], None)]
 
 
+def z_box_groups(low: float | None = None, high: float | None = None) -> Decomposition:
+    """The zB rule for a first layer on pixels: shares follow ``x w - low w+ - high w-``, none of which is negative.
+
+    Args:
+        low: Smallest value that a pixel may have; None: the smallest of each example.
+        high: Largest one; None: the largest of each example.
+    """
+
+    def groups(x: Tensor, weight: Tensor, bias: Tensor | None) -> list[Group]:
+        axes = tuple(range(1, x.ndim)) or (0,)
+        lowest = x.amin(axes, keepdim=True) if low is None else x.new_tensor(low)
+        highest = x.amax(axes, keepdim=True) if high is None else x.new_tensor(high)
+        bounds = [(-lowest.expand_as(x), weight.clamp(min=0)), (-highest.expand_as(x), weight.clamp(max=0))]
+        return [(1.0, [(x, weight), *bounds], None)]
+
+    return groups
+
+
 DECOMPOSITIONS: dict[str, Decomposition] = {
     "epsilon": epsilon_groups,
     "z_plus": z_plus_groups,
     "alpha_beta": alpha_beta_groups,
     "gamma": gamma_groups,
     "w_square": w_square_groups,
+    "z_box": z_box_groups(),
 }
 
 

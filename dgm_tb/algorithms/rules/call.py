@@ -138,7 +138,8 @@ def replace_leaves(tree: Any, replace: Callable[[Any], Any]) -> Any:
     """Rebuild nested tuples, lists and dicts with every other object replaced."""
     if isinstance(tree, tuple):
         parts = [replace_leaves(part, replace) for part in tree]
-        return type(tree)(*parts) if hasattr(tree, "_fields") else tuple(parts)
+        # not the class itself: that of packed sequences looks at what it is given
+        return type(tree)._make(parts) if hasattr(tree, "_make") else tuple(parts)
     if isinstance(tree, list):
         return [replace_leaves(part, replace) for part in tree]
     if isinstance(tree, Mapping):

@@ -24,6 +24,18 @@ def kept_units(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]
     return [torch.where(call.outputs[0] == 0, 0, relevance[0])]
 
 
+def kept_scaled_units(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """Alpha dropout, which sets dropped units to one negative value: as ``kept_units``, less what the shift brought."""
+    p = call.argument(1, "p", 0.5)
+    if not call.argument(2, "training", False) or p == 0:
+        return [relevance[0]]
+    dropped = -1.7580993408473766  # the limit of SELU: -scale * alpha
+    factor = ((1 - p) * (1 + p * dropped**2)) ** -0.5
+    (x,), z = call.inputs, call.outputs[0]
+    is_kept = (z - factor * dropped * (1 - p)).abs() > 1e-6 * factor
+    return [torch.where(is_kept, times(factor * x, share(relevance[0], z)), 0)]
+
+
 def signal_takes_all(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
     """Element-wise product: the signal gets all, the gate, noise or scale none; two signals get half each.
 
@@ -50,6 +62,39 @@ def first_half_takes_all(call: Call, relevance: tuple[Tensor, ...]) -> list[Tens
 def token(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
     """Embedding or one-hot code: the token gets what its vector has."""
     return [relevance[0].sum(-1) if x.shape == relevance[0].shape[:-1] else None for x in call.inputs]
+
+
+def token_of_bag(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
+    """``F.embedding_bag``: each token gets its share of the sum or mean; of the largest, what it brought.
+
+    Raises:
+        NotImplementedError: If vectors are scaled down to ``max_norm``.
+    """
+    if call.argument(3, "max_norm") is not None:
+        raise NotImplementedError("embedding_bag with max_norm has no rule")
+    tokens, weight = call.argument(0, "input"), call.argument(1, "weight")
+    mode, offsets = call.argument(6, "mode", "mean"), call.argument(2, "offsets")
+    flat = tokens.flatten()
+    if offsets is None:
+        bag = torch.arange(len(tokens), device=flat.device).repeat_interleave(tokens.shape[1])
+    else:
+        bag = (
+            torch.searchsorted(offsets[: len(relevance[0])], torch.arange(len(flat), device=flat.device), right=True)
+            - 1
+        )
+    vectors, z = weight[flat], call.outputs[0]
+    if mode == "max":
+        is_largest = (vectors == z[bag]) & (z[bag] != 0)
+        n_largest = torch.zeros_like(z).index_add(0, bag, is_largest.to(z.dtype))
+        shares = torch.where(is_largest, (relevance[0] / n_largest.clamp(min=1))[bag], 0)
+    else:
+        scales = call.argument(8, "per_sample_weights")
+        vectors = vectors if scales is None else vectors * scales.flatten()[:, None]
+        counts = torch.zeros_like(z[:, 0]).index_add(0, bag, torch.ones_like(vectors[:, 0])) if mode == "mean" else None
+        drawn = share(relevance[0], z) if counts is None else share(relevance[0], z) / counts[:, None]
+        shares = times(vectors, drawn[bag])
+    received = shares.sum(-1).reshape_as(tokens)
+    return [received if x is tokens else None for x in call.inputs]
 
 
 def gaussian_draw(call: Call, relevance: tuple[Tensor, ...]) -> list[Tensor | None]:
