@@ -79,6 +79,15 @@ def test_names_and_sentences_are_shown_as_they_are(page: Page, frame: Frame) -> 
     picture(page, "hostile")
 
 
+def test_text_that_runs_the_other_way_turns_nothing_else_around(frame: Frame) -> None:
+    item = region(frame, "Loss").get_by_role("button", name=hostile.renamed("kl"))
+    expect(item).to_contain_text("\u202e")
+    name, value = item.locator("bdi").bounding_box(), item.locator("b").bounding_box()
+    assert name is not None
+    assert value is not None
+    assert name["x"] + name["width"] <= value["x"] + 1
+
+
 def test_every_part_of_every_panel_may_be_used(page: Page, frame: Frame) -> None:
     model, neurons = region(frame, "Model"), region(frame, "Neurons")
     for finding in range(region(frame, "Findings").get_by_role("button").count()):

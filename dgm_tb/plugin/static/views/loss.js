@@ -63,7 +63,7 @@ function Legend({ series, hidden, toggle, skipped }) {
       return html`<li key=${item.name}>
         <button aria-pressed=${!hidden.includes(item.name)} onClick=${() => toggle(item.name)} title="Show or hide ${item.name}">
           <svg width="18" height="8" aria-hidden="true"><line x2="18" y1="4" y2="4" stroke=${lossColor(item.number)} stroke-width="2" stroke-dasharray=${DASHES[item.number % DASHES.length].join(" ")} /></svg>
-          ${item.name} <b class=${Number.isFinite(value) ? "" : "bad"}>${formatValue(value)}</b>
+          <bdi>${item.name}</bdi> <b class=${Number.isFinite(value) ? "" : "bad"}>${formatValue(value)}</b>
         </button>
       </li>`;
     })}
