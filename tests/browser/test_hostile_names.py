@@ -77,15 +77,34 @@ def test_names_and_sentences_are_shown_as_they_are(page: Page, frame: Frame) -> 
     expect(options.filter(has_text=hostile.RUN)).to_have_count(1)
     expect(frame.locator(".toolbar")).to_contain_text("damaged part")
     picture(page, "hostile")
+    assert_nothing_is_turned_around(frame)
+    assert_the_layout_holds(frame)
 
 
-def test_text_that_runs_the_other_way_turns_nothing_else_around(frame: Frame) -> None:
+def assert_nothing_is_turned_around(frame: Frame) -> None:
+    """A name that runs from right to left leaves what stands beside it in its place."""
     item = region(frame, "Loss").get_by_role("button", name=hostile.renamed("kl"))
     expect(item).to_contain_text("\u202e")
     name, value = item.locator("bdi").bounding_box(), item.locator("b").bounding_box()
     assert name is not None
     assert value is not None
     assert name["x"] + name["width"] <= value["x"] + 1
+
+
+def assert_the_layout_holds(frame: Frame) -> None:
+    """No panel is pushed away, nothing is wider than the page."""
+    expect(region(frame, "Dynamics").locator("canvas.chart-base")).to_be_visible()
+    assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for name in PANELS:
+        box = region(frame, name).bounding_box()
+        assert box is not None
+        assert box["width"] >= 200
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 1281
+        assert box["y"] + box["height"] <= 801
+    heads = "[...document.querySelectorAll('.panel > header')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
+    assert frame.evaluate(heads) == 0
+    assert frame.evaluate("getComputedStyle(document.body).display") == "block"
 
 
 def test_every_part_of_every_panel_may_be_used(page: Page, frame: Frame) -> None:
@@ -112,21 +131,6 @@ def test_every_part_of_every_panel_may_be_used(page: Page, frame: Frame) -> None
     frame.get_by_label("run", exact=True).select_option("__proto__")
     wait_for_selection(page, run="__proto__")
     expect(region(frame, "Dynamics").locator("canvas.chart-base")).to_be_visible()
-
-
-def test_the_layout_holds(page: Page, frame: Frame) -> None:
-    expect(region(frame, "Dynamics").locator("canvas.chart-base")).to_be_visible()
-    assert frame.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    for name in PANELS:
-        box = region(frame, name).bounding_box()
-        assert box is not None
-        assert box["width"] >= 200
-        assert box["x"] >= 0
-        assert box["x"] + box["width"] <= 1281
-        assert box["y"] + box["height"] <= 801
-    heads = "[...document.querySelectorAll('.panel > header')].filter(e => e.scrollWidth > e.clientWidth + 1).length"
-    assert frame.evaluate(heads) == 0
-    assert frame.evaluate("getComputedStyle(document.body).display") == "block"
 
 
 def test_names_in_the_address_are_no_markup_either(page: Page, open_tab: Open, address: str) -> None:
