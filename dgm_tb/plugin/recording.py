@@ -49,6 +49,7 @@ class Recording:
         self._segments: dict[str, Segment] = {}
         self._index = Index()
         self._live = Live(folder)
+        self._facts: tuple[Entry, Mapping[str, Any]] | None = None
         self._graph: tuple[Entry, Graph] | None = None
         self._change = 0
         self._n_refreshes = 0
@@ -215,7 +216,11 @@ class Recording:
     def facts(self) -> Mapping[str, Any]:
         """Body of its ``recording`` record; empty if that is lost."""
         found = self.entries("recording")
-        return found[0].body if found else {}
+        if not found:
+            return {}
+        if self._facts is None or self._facts[0] is not found[0]:
+            self._facts = found[0], found[0].body  # asked for again and again, and read from disk each time if large
+        return self._facts[1]
 
     @property
     def order(self) -> int:
@@ -226,8 +231,8 @@ class Recording:
     @property
     def started(self) -> float:
         """When it began, in seconds since 1970."""
-        first = next((table.began for kind in ("recording", "loss") for table in self._index.tables(kind)), 0.0)
-        started = self.facts.get("started", first)
+        tables = [table for kind in ("recording", "loss") for table in self._index.tables(kind) if table.entries]
+        started = self.facts.get("started", tables[0].began if tables else 0.0)
         return float(started) if isinstance(started, (int, float)) else 0.0
 
     @property

@@ -44,7 +44,9 @@ class Runs:
         """Facts of every run, recorded or not, in natural order of names."""
         self._discover()
         found = self._found
-        pending = [future for followed in found.values() if (future := followed.refresh(self._threads)) is not None]
+        pending = [
+            futures[1] for followed in found.values() if (futures := followed.refresh(self._threads)) is not None
+        ]
         wait(pending, LISTING_SECONDS)
         facts = {name: {**followed.summary(), "run": name} for name, followed in found.items()}
         for name in self._known_to_tensorboard():
@@ -63,9 +65,9 @@ class Runs:
         if followed is None:
             known = ", ".join(self._found) or "none"
             raise UnknownNameError(f"no recording of a run {name[:80]!r}; there are {known[:400]}")
-        future = followed.refresh(self._threads)
-        if future is not None:
-            future.result()
+        futures = followed.refresh(self._threads)
+        if futures is not None:
+            futures[0].result()
         if followed.run is None:
             followed.work()
         assert followed.run is not None
@@ -133,7 +135,7 @@ def _places(roots: dict[str, Place]) -> tuple[dict[str, Place], str | None]:
 
 
 class _Followed:
-    """One run folder, indexed in a thread of its own."""
+    """One run folder, indexed and summed up in threads of others."""
 
     def __init__(self, folder: Place, name: str) -> None:
         self.folder = folder
@@ -141,19 +143,28 @@ class _Followed:
         self._name = name
         self._lock = threading.Lock()
         self._refreshed = -float("inf")
-        self._future: Future[None] | None = None
+        self._indexed: Future[None] | None = None
+        self._summed_up: Future[None] | None = None
+        self._summary = views.UNREAD
 
-    def refresh(self, threads: ThreadPoolExecutor) -> Future[None] | None:
-        """Begin to read what was written since, if the last time is long enough ago; None if it isn't."""
+    def refresh(self, threads: ThreadPoolExecutor) -> tuple[Future[None], Future[None]] | None:
+        """Begin to read what was written since, if the last time is long enough ago.
+
+        Returns:
+            What is done when it is read, and when the summary is of it; None if nothing was begun and nothing is left.
+        """
         with self._lock:
-            if self._future is not None and not self._future.done():
-                return self._future
             rest = REFRESH_SECONDS if isinstance(self.folder, Path) else REMOTE_SECONDS
-            if time.monotonic() - self._refreshed < rest:
+            is_read = self._indexed is None or self._indexed.done()
+            if is_read and time.monotonic() - self._refreshed >= rest:
+                self._refreshed = time.monotonic()
+                self._indexed = threads.submit(self.work)
+                if self._summed_up is None or self._summed_up.done():  # it begins later: no thread waits in vain
+                    self._summed_up = threads.submit(self._sum_up, self._indexed)
+            futures = self._indexed, self._summed_up
+            if futures[0] is None or futures[1] is None or (futures[0].done() and futures[1].done()):
                 return None
-            self._refreshed = time.monotonic()
-            self._future = threads.submit(self.work)
-            return self._future
+            return futures[0], futures[1]
 
     def work(self) -> None:
         """Read what was written since."""
@@ -162,9 +173,16 @@ class _Followed:
         else:
             self.run.refresh()
 
+    def _sum_up(self, indexed: Future[None]) -> None:
+        indexed.result()
+        run = self.run
+        assert run is not None
+        self._summary = run.settled(lambda: views.summary(run))
+
     def summary(self) -> dict[str, Any]:
         """The facts of the run so far."""
-        is_indexing = self._future is not None and not self._future.done()
-        run = self.run
-        facts = run.settled(lambda: views.summary(run)) if run is not None else views.UNREAD
-        return {**facts, "indexing": is_indexing}
+        future = self._summed_up
+        is_indexing = future is not None and not future.done()
+        if future is not None and not is_indexing:
+            future.result()
+        return {**self._summary, "indexing": is_indexing}

@@ -4,11 +4,21 @@ from collections.abc import Iterable
 
 from dgm_tb.plugin.recording import Recording
 
+MAX_NAMED = 5
+
 
 def in_order(recordings: Iterable[Recording]) -> list[Recording]:
-    """Recordings, oldest first. Their own count goes before the clock, which may have been set back between them."""
+    """Recordings, oldest first.
+
+    Their own count goes before the clock, which may have been set back between them; those that did not count come
+    first. Where the beginning of a recording is lost, nobody knows whether it did: the clock tells its place.
+    """
     kept = [recording for recording in recordings if not recording.is_empty]
-    return sorted(kept, key=lambda recording: (recording.order, recording.started, recording.name))
+    ordered = sorted((r for r in kept if r.facts), key=lambda r: (r.order, r.started, r.name))
+    for lost in sorted((r for r in kept if not r.facts), key=lambda r: (r.started, r.name)):
+        later = (number for number, recording in enumerate(ordered) if recording.started > lost.started)
+        ordered.insert(next(later, len(ordered)), lost)
+    return ordered
 
 
 def at_once(recordings: list[Recording]) -> str | None:
@@ -17,17 +27,20 @@ def at_once(recordings: list[Recording]) -> str | None:
     Args:
         recordings: Of one run, oldest first.
     """
-    written = [(recording, recording.written) for recording in recordings]
-    spans = [(recording, span) for recording, span in written if span is not None]
-    together: dict[str, Recording] = {}
-    for number, (early, (began, wrote)) in enumerate(spans):
-        for late, (late_began, late_wrote) in spans[number + 1 :]:
-            if late_began < wrote and began < late_wrote:
-                together |= {early.name: early, late.name: late}
+    spans = [(span, number) for number, recording in enumerate(recordings) if (span := recording.written) is not None]
+    together: set[int] = set()
+    last, until = -1, float("-inf")
+    for (began, wrote), number in sorted(spans):
+        if began < until:
+            together |= {last, number}
+        if wrote > until:
+            last, until = number, wrote
     if not together:
         return None
-    newest = max(together.values(), key=recordings.index)
+    names = [recordings[number].name for number in sorted(together)]
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    newest = recordings[max(together)]
     return (
-        f"{len(together)} trainings wrote this run at the same time (recordings {', '.join(together)}): "
-        f"from step {newest.resume_step} on the one that started last is shown, {newest.name}"
+        f"{len(names)} trainings wrote this run at the same time (recordings {', '.join(names[:MAX_NAMED])}{more}):"
+        f" from step {newest.resume_step} on the one that started last is shown, {newest.name}"
     )

@@ -335,16 +335,14 @@ def test_routes_answer_whole_while_segments_are_thinned(tmp_path: Path, monkeypa
     paths = write(tmp_path, parts)
     client = make_client(tmp_path)
     base = "/data/plugin/dgmtracker/"
-    (facts,) = client.get(f"{base}runs").json
+    facts = client.get(f"{base}run?run=.").json
     replace_segments(paths, 1, 2, parts)
     answer = client.get(f"{base}dynamics?run=.&layer=fc&quantity=activation")
     assert answer.status_code == 200
-    sample.write(tmp_path / "fresh", [])
-    shutil.rmtree(tmp_path / "fresh")
     shutil.copytree(tmp_path / "plugins", tmp_path / "fresh" / "plugins")
     again = make_client(tmp_path / "fresh").get(f"{base}dynamics?run=.&layer=fc&quantity=activation")
     assert answer.data == again.data
-    assert client.get(f"{base}runs").json[0]["revision"] != facts["revision"]
+    assert client.get(f"{base}run?run=.").json["revision"] != facts["revision"]
 
 
 def test_every_answer_is_whole_while_a_recording_is_thinned_more_and_more(tmp_path: Path) -> None:
@@ -468,6 +466,20 @@ def test_an_order_of_another_form_is_none(order: Any, tmp_path: Path) -> None:
     start(tmp_path, "22", np.arange(4), clock=1000)
     run = open_run(tmp_path)
     assert owners(run) == [2] * 4
+
+
+def test_a_start_whose_beginning_is_lost_takes_its_place_by_the_clock(tmp_path: Path) -> None:
+    start(tmp_path, "1", np.arange(6), order=1, clock=1000)
+    start(tmp_path, "22", np.arange(4, 8), order=2, resume=4, clock=2000)
+    start(tmp_path, "333", np.arange(6, 10), order=3, resume=6, clock=3000)
+    for name, expected in (("333", [1] * 4 + [2] * 2 + [3] * 4), ("22", [1] * 4 + [2] * 2 + [3] * 4)):
+        path = tmp_path / "plugins" / PLUGIN_NAME / name / "000000.dgm"
+        content = path.read_bytes()
+        path.write_bytes(content[:30] + b"??" + content[32:])
+        run = open_run(tmp_path)
+        assert run.gaps
+        assert owners(run) == expected
+        path.write_bytes(content)
 
 
 def test_two_trainings_at_once_are_both_readable_and_said_once(tmp_path: Path) -> None:
