@@ -74,7 +74,7 @@ class Backlog:
         self._n_bytes = 0
         self._left_out: dict[str, _LeftOut] = {}
         self._reason = _SLOW
-        self._has_warned = False
+        self._has_warned = self._is_failing = False
         self._is_closed = self._has_ended = False
 
     # -- those who put -------------------------------------------------------------------------------------------------
@@ -161,16 +161,21 @@ class Backlog:
             self._thin()
 
     def hold(self, reason: str) -> None:
-        """From now on leave out all detail, until ``release``."""
+        """From now on leave out all detail, until ``allow``."""
         with self._lock:
-            self._limit, self._reason = 0, reason
+            self._limit, self._reason, self._is_failing = 0, reason, True
             self._thin()
             self._changed.notify_all()
 
-    def release(self) -> None:
-        """Take in detail again."""
+    def allow(self) -> None:
+        """Take in detail again, to see whether it can be written; until ``release`` no note tells what is missing."""
         with self._lock:
             self._limit = self._max_bytes
+
+    def release(self) -> None:
+        """Detail was written: all is well again."""
+        with self._lock:
+            self._limit, self._is_failing = self._max_bytes, False
 
     def wait_for_close(self, seconds: float) -> bool:
         """Wait until nothing more is coming, but not longer; whether that is so."""
@@ -231,8 +236,10 @@ class Backlog:
         missing.last_step = max(missing.last_step, record.last_step)
 
     def _tell_what_is_missing(self) -> None:
-        """When there is room again, queue one note of all that was left out since there was none."""
-        if not self._left_out or self._is_held or self._n_bytes > self._max_bytes // 2:
+        """When there is room again, or it is the end, queue one note of all that was left out since there was none."""
+        has_room = self._n_bytes <= self._max_bytes // 2 and not self._is_failing
+        is_last = self._is_closed and not any(self._lanes.values())
+        if not self._left_out or not (has_room or is_last):
             return
         missing, self._left_out = self._left_out, {}
         reason, self._reason = self._reason, _SLOW

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from dgm_tb import framing, records
-from dgm_tb.callback.backlog import Backlog, Entry
+from dgm_tb.callback.backlog import DETAIL, Backlog, Entry
 from dgm_tb.callback.retention import Retention
 from dgm_tb.callback.say import warn
 from dgm_tb.callback.segment_files import SEGMENT_BYTES, GoneError, SegmentFiles
@@ -19,6 +19,8 @@ from dgm_tb.records import Record
 CLOSE_SECONDS = 60.0
 RETRY_SECONDS = 5.0
 """Between two tries where the disk is full or fails."""
+MAX_RETRY_SECONDS = 60.0
+"""Between two tries with detail, where it alone finds no room; each begins a segment."""
 
 _OF_ALL_NEURONS = ("polylines", "contribution", "ring", "dynamics")
 
@@ -53,9 +55,10 @@ class SegmentWriter:
         self._backlog = Backlog()
         self._max_bytes = max_bytes
         self._retention = retention
+        self._detail_from, self._pause = 0.0, RETRY_SECONDS
         self._looked_at = -1
         self._saved_bytes = 0
-        self._is_full = self._has_warned = self._is_last_try = False
+        self._is_full = self._is_failing = self._has_warned = self._is_last_try = False
         self._unwritable: set[str] = set()
         self._pid = os.getpid()
         self._thread = threading.Thread(target=self._run, name="dgm_tb-writer", daemon=True)
@@ -120,7 +123,7 @@ class SegmentWriter:
         try:
             if framed:
                 self._files.append(framed)
-                self._backlog.release()
+                self._note_success(record)
         except GoneError:
             raise
         except OSError as error:
@@ -140,7 +143,21 @@ class SegmentWriter:
             raise error
         self._backlog.hold(f"writing failed ({error.strerror or error})")
         self._backlog.put_back(entry)
+        self._is_failing, self._detail_from = True, time.monotonic() + RETRY_SECONDS
+        if entry.records[0].kind in DETAIL:
+            self._detail_from = time.monotonic() + self._pause
+            self._pause = min(2 * self._pause, MAX_RETRY_SECONDS)
         self._is_last_try = self._backlog.wait_for_close(RETRY_SECONDS)
+
+    def _note_success(self, record: Record) -> None:
+        """After a failure, alarm records may find room where detail finds none: try it with one, but not too often."""
+        if not self._is_failing:
+            return
+        if record.kind in DETAIL:
+            self._backlog.release()
+            self._is_failing, self._pause = False, RETRY_SECONDS
+        elif time.monotonic() >= self._detail_from:
+            self._backlog.allow()
 
     def _replace_live(self, entry: Entry) -> None:
         framed = b"".join(map(self._framed, entry.records))

@@ -156,8 +156,16 @@ def test_while_held_no_detail_is_kept_and_the_note_tells_the_reason() -> None:
         assert entry is not None
         kinds.append((entry.records[0].kind, entry.records[0].last_step))
     assert kinds == [("loss", 0), ("loss", 3)]
-    backlog.release()
+    backlog.allow()
     backlog.put(_record("dynamics", 4))
+    assert backlog.take() is not None
+    backlog.hold("the disk was full")
+    backlog.put(_record("loss", 5))
+    entry = backlog.take()
+    assert entry is not None
+    assert entry.records[0].kind == "loss", "it is not over yet"
+    backlog.release()
+    backlog.put(_record("dynamics", 6))
     (text,) = _notes(backlog)
     assert "the disk was full" in text
     assert "1 of dynamics (steps 1 to 1), 1 of layer_statistics (steps 2 to 2)" in text

@@ -2,15 +2,17 @@
 
 import errno
 import functools
+import itertools
 import os
 import resource
 import shutil
+import time
 import warnings
 from pathlib import Path
 
 import pytest
 from training import Recording, payloads
-from writing import KB, SOON, Disk, assert_whole, dynamics_of, eventually, loss_of, our_warnings, segments, steps_in
+from writing import KB, SOON, Disk, dynamics_of, eventually, is_whole, loss_of, our_warnings, segments, steps_in
 
 from dgm_tb.callback import backlog, segment_files, writer
 from dgm_tb.callback.writer import SegmentWriter
@@ -27,7 +29,7 @@ def test_records_come_in_order_and_segments_end_at_their_size(tmp_path: Path) ->
     out.close()
     per_segment = [[parse(payload).last_step for payload in payloads(path)] for path in segments(tmp_path / "a")]
     assert per_segment == [[0, 1, 2], [3], [4], [5, 6], [7]]
-    assert_whole(tmp_path / "a")
+    assert all(map(is_whole, segments(tmp_path / "a")))
 
 
 def test_a_recording_that_exists_is_not_written_to(tmp_path: Path) -> None:
@@ -114,8 +116,8 @@ def test_a_full_disk_costs_detail_only_and_a_new_segment_begins(
         for step in range(6):
             out.write(loss_of(step))
             out.write(dynamics_of(step))
-        eventually(lambda: disk.room == 0)
-        assert_whole(tmp_path / "a")
+        eventually(lambda: out._backlog._is_held)
+        assert is_whole(tmp_path / "a" / "000000.dgm")
         for step in range(6, 9):
             out.write(loss_of(step))
             out.write(dynamics_of(step))
@@ -132,10 +134,36 @@ def test_a_full_disk_costs_detail_only_and_a_new_segment_begins(
     assert os.strerror(number) in note.body["text"]
     assert f"{10 - len(kept)} of dynamics" in note.body["text"]
     assert {note.first_step, *range(note.first_step, note.last_step + 1)} >= set(range(10)) - set(kept)
-    assert_whole(tmp_path / "a")
+    assert all(map(is_whole, segments(tmp_path / "a")))
     assert len(texts) == 1
     assert os.strerror(number) in texts[0]
     assert "training goes on" in texts[0]
+
+
+def test_where_only_small_records_find_room_there_is_one_note_and_not_a_segment_for_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    disk = Disk(monkeypatch, max_bytes=16 * KB)
+    out = SegmentWriter(tmp_path / "a")
+    with our_warnings() as texts:
+        for step in range(40):
+            out.write(loss_of(step))
+            out.write(dynamics_of(step))
+            time.sleep(SOON)
+        disk.max_bytes = float("inf")
+        for step in itertools.count(40):
+            out.write(loss_of(step))
+            out.write(dynamics_of(step))
+            out.flush()
+            if Recording.read(tmp_path / "a").notes or step > 1000:
+                break
+        out.close()
+    recording = Recording.read(tmp_path / "a")
+    assert steps_in(recording, "loss") == list(range(step + 1))
+    (note,) = recording.notes
+    assert f"{steps_in(recording, 'dynamics')[0]} of dynamics (steps 0 to" in note
+    assert len(segments(tmp_path / "a")) < 12
+    assert len(texts) == 1
 
 
 def test_a_disk_that_stays_full_keeps_what_it_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +179,7 @@ def test_a_disk_that_stays_full_keeps_what_it_has(tmp_path: Path, monkeypatch: p
     assert disk.room == 0
     recording = Recording.read(tmp_path / "a")
     assert steps_in(recording, "dynamics") == [0]
-    assert_whole(tmp_path / "a")
+    assert all(map(is_whole, segments(tmp_path / "a")))
     assert len(segments(tmp_path / "a")) == 1
     assert len(texts) == 1
 
@@ -194,7 +222,7 @@ def test_a_limit_of_the_kernel_on_the_size_of_files_is_survived(tmp_path: Path) 
     assert {0, 4} <= set(steps_in(recording, "dynamics")) <= {0, 1, 3, 4}
     assert any("File too large" in note for note in recording.notes)
     assert all(path.stat().st_size <= 100 * KB for path in segments(tmp_path / "a"))
-    assert_whole(tmp_path / "a")
+    assert all(map(is_whole, segments(tmp_path / "a")))
 
 
 # -- folders -----------------------------------------------------------------------------------------------------------
@@ -220,7 +248,8 @@ def test_a_folder_that_is_deleted_is_not_made_again(
     with our_warnings() as texts:
         for step in range(1, 20):
             out.write(dynamics_of(step))
-            out.write_live([loss_of(step)])
+            if what != "segment":
+                out.write_live([loss_of(step)])
         out.close()
     assert sorted(tmp_path.rglob("*")) == left
     assert len(texts) == 1

@@ -49,10 +49,9 @@ def segments(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.dgm") if path.name != LIVE_NAME)
 
 
-def assert_whole(folder: Path) -> None:
-    """Every segment consists of whole records to its last byte, and none is empty."""
-    for path in segments(folder):
-        assert b"".join(frame(payload) for payload in payloads(path)) == path.read_bytes() != b""
+def is_whole(segment: Path) -> bool:
+    """Whether a segment consists of whole records to its last byte."""
+    return b"".join(frame(payload) for payload in payloads(segment)) == segment.read_bytes() != b""
 
 
 @contextmanager
@@ -69,11 +68,18 @@ class Disk:
 
     Attributes:
         room: Bytes left.
+        max_bytes: Size of the largest record that it takes.
         is_open: While it is not set, writing waits.
     """
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, room: float = float("inf"), number: int = errno.ENOSPC) -> None:
-        self.room = room
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        room: float = float("inf"),
+        number: int = errno.ENOSPC,
+        max_bytes: float = float("inf"),
+    ) -> None:
+        self.room, self.max_bytes = room, max_bytes
         self.is_open = threading.Event()
         self.is_open.set()
         disk = self
@@ -82,7 +88,7 @@ class Disk:
             def write(self, content: Any) -> int:
                 assert disk.is_open.wait(30)
                 n_bytes = min(len(content), 1000, disk.room)
-                if not n_bytes:
+                if not n_bytes or len(content) > disk.max_bytes:
                     raise OSError(number, os.strerror(number))
                 disk.room -= n_bytes
                 return super().write(content[: int(n_bytes)])
