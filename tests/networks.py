@@ -51,3 +51,79 @@ def generator() -> nn.Module:
 def discriminator() -> nn.Module:
     blocks = [nn.Conv2d(3, 4, 4, 2, 1, bias=False), nn.LeakyReLU(0.2, True), nn.Conv2d(4, 6, 4, 2, 1, bias=False)]
     return seeded(lambda: nn.Sequential(*blocks, nn.BatchNorm2d(6), nn.LeakyReLU(0.2, True), nn.Conv2d(6, 1, 2)))
+
+
+class Residual(nn.Module):
+    """A residual block that halves the resolution, with normalisation and a projected shortcut; dropout; a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4), nn.ReLU(inplace=True))
+        self.conv1, self.norm1 = nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6)
+        self.conv2, self.norm2 = nn.Conv2d(6, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6)
+        self.shortcut = nn.Sequential(nn.Conv2d(4, 6, 1, 2, bias=False), nn.BatchNorm2d(6))
+        self.conv3, self.dropout, self.head = nn.Conv2d(6, 6, 3, padding=1), nn.Dropout(0.3), nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        h = self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
+        h += self.shortcut(x)
+        h = F.relu(h)
+        h = F.relu(h + self.conv3(h))
+        return self.head(self.dropout(F.adaptive_avg_pool2d(h, 1).flatten(1)))
+
+
+class UNet(nn.Module):
+    """Two resolutions joined by ``cat``, GroupNorm, a gate, interpolation; told a time by sines."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.time, self.enter, self.down = nn.Linear(4, 4), nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 6, 3, 2, 1)
+        self.norm, self.gate, self.up = nn.GroupNorm(2, 6), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 4, 3, padding=1)
+        self.leave = nn.Conv2d(8, 3, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        angles = torch.arange(len(x), dtype=x.dtype)[:, None] * torch.tensor([1.0, 0.1], dtype=x.dtype)
+        time = self.time(torch.cat([angles.sin(), angles.cos()], 1))
+        high = F.silu(self.enter(x) + time[:, :, None, None])
+        low = F.silu(self.norm(self.down(high)))
+        low = low * torch.sigmoid(self.gate(low))
+        low = self.up(F.interpolate(low, scale_factor=2, mode="bilinear"))
+        return self.leave(torch.cat([low, high], 1))
+
+
+class Transformer(nn.Module):
+    """Embedded tokens with learned positions, two of torch's encoder layers, one before its norm, a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.positions = nn.Embedding(7, 6), nn.Parameter(torch.randn(5, 6))
+        layers = [
+            nn.TransformerEncoderLayer(6, 2, 8, 0.1, batch_first=True, norm_first=first) for first in (False, True)
+        ]
+        self.layers, self.head = nn.ModuleList(layers), nn.Linear(6, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        h = self.embedding(tokens) + self.positions
+        for layer in self.layers:
+            h = layer(h)
+        return self.head(h[:, 0])
+
+
+class Recurrent(nn.Module):
+    """An LSTM over embedded tokens, whose last state a cell goes on with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.lstm = nn.Embedding(7, 6), nn.LSTM(6, 4, batch_first=True, bidirectional=True)
+        self.cell, self.head = nn.GRUCell(8, 5), nn.Linear(5, 3)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        states, _ = self.lstm(self.embedding(tokens))
+        h = self.cell(states[:, 0])
+        h = self.cell(states[:, -1], h)
+        return self.head(h)
+
+
+def tokens() -> Tensor:
+    return torch.randint(0, 7, (4, 5), generator=torch.Generator().manual_seed(3))

@@ -32,6 +32,7 @@ def contribution_matrix(
     rule: str | Decomposition = "epsilon",
     output_relevance: Tensor | None = None,
     source_share: Tensor | None = None,
+    weights: tuple[Tensor, Tensor | None] | None = None,
     rules: Mapping[type, Rule] | None = None,
 ) -> Tensor:
     """Relevance that each output neuron of a module hands to each input neuron, summed over examples and positions.
@@ -49,6 +50,7 @@ def contribution_matrix(
         output_relevance: In the shape of the module's output; None: the output itself.
         source_share: Share of the relevance of each input element that goes on to the source of interest, in the
             input's shape (a residual branch gets ``branch / sum``); None: all of it.
+        weights: Weight and bias that the module was run with; None: those of now.
         rules: Module class -> relevance rule, for modules that are not linear; costs one pass per output neuron.
 
     Returns:
@@ -61,7 +63,7 @@ def contribution_matrix(
     custom = next(((rules or {})[kind] for kind in type(module).__mro__ if kind in (rules or {})), None)
     if custom is not None:
         return _matrix_by_passes(module, inputs, custom, output_relevance)
-    layer, x, relevance, kept = open_layer(module, inputs, output_relevance, source_share)
+    layer, x, relevance, kept = open_layer(module, inputs, output_relevance, source_share, weights)
     with _plain_arithmetic(x):
         if relevance is None and rule == "epsilon":
             return layer.matrix(layer.weight, layer.summed_windows(x if kept is None else x * kept))
@@ -78,6 +80,7 @@ def contribution_by_position(
     rule: str | Decomposition = "epsilon",
     output_relevance: Tensor | None = None,
     source_share: Tensor | None = None,
+    weights: tuple[Tensor, Tensor | None] | None = None,
 ) -> Tensor:
     """``contribution_matrix`` before the sum over the positions of the source.
 
@@ -90,11 +93,12 @@ def contribution_by_position(
         rule: As in ``contribution_matrix``.
         output_relevance: As in ``contribution_matrix``.
         source_share: As in ``contribution_matrix``.
+        weights: As in ``contribution_matrix``.
 
     Returns:
         ``[target neurons, source channels, *positions of the input]``, summed over examples.
     """
-    layer, x, relevance, kept = open_layer(module, inputs, output_relevance, source_share)
+    layer, x, relevance, kept = open_layer(module, inputs, output_relevance, source_share, weights)
     with _plain_arithmetic(x):
         if relevance is None and rule == "epsilon":
             x = (x if kept is None else x * kept).sum(0, keepdim=True)

@@ -181,16 +181,20 @@ class Convolution:
 
 
 def open_layer(
-    module: nn.Module, inputs: Tensor | tuple[Any, ...], relevance: Tensor | None, kept: Tensor | None
+    module: nn.Module,
+    inputs: Tensor | tuple[Any, ...],
+    relevance: Tensor | None,
+    kept: Tensor | None,
+    weights: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[DenseLayer | Convolution, Tensor, Tensor | None, Tensor | None]:
     """The layer, its input, output relevance and source share with a batch axis, in float32 or float64."""
     if not isinstance(module, nn.Linear | _ConvNd):
         raise unsupported(module)
     x, *others = inputs if isinstance(inputs, tuple) else (inputs,)
-    weight = current_weight(module)
+    weight, bias = weights if weights is not None else (current_weight(module), module.bias)
     dtype = torch.promote_types(torch.promote_types(x.dtype, weight.dtype), torch.float32)
     x, weight = x.detach().to(dtype), weight.to(dtype)
-    relevance, kept, bias = (_cast(tensor, dtype) for tensor in (relevance, kept, module.bias))
+    relevance, kept, bias = (_cast(tensor, dtype) for tensor in (relevance, kept, bias))
     if isinstance(module, nn.Linear):
         positions = tuple(x.shape[1:-1])
         shape = x.shape[0] if x.ndim > 1 else 1, math.prod(positions), -1

@@ -81,6 +81,8 @@ class RelevanceMode:
             that is neither parameter nor buffer does.
         rules: More rules, or other ones. A module class makes the whole module one function.
         stop_after: A slot: the run is left as soon as it has its output, without an error, so later NaNs do not matter.
+        layers: Slot -> name and axis of the neurons of each of its floating-point outputs that are neuron layers; these
+            carry relevance whatever made them (the codes that an ``argmin`` chose). None: nobody says.
 
     Example:
         >>> with RelevanceMode(model, batch, stop_after="decoder.lv2") as mode:
@@ -90,9 +92,16 @@ class RelevanceMode:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Any = None, *, rules: Rules | None = None, stop_after: str | None = None
+        self,
+        model: nn.Module,
+        inputs: Any = None,
+        *,
+        rules: Rules | None = None,
+        stop_after: str | None = None,
+        layers: Callable[[str], Sequence[tuple[str, int]]] | None = None,
     ) -> None:
         self.slots: dict[str, Slot] = {}
+        self.layers = layers
         self._model = model
         self._stop_after = stop_after
         self._constants = {id(tensor) for tensor in (*model.parameters(), *model.buffers())}
@@ -180,6 +189,9 @@ class RelevanceMode:
         value_of = self._recorder.tape.value_of
         with self._recorder.paused():
             self.slots[slot] = Slot(module, tuple(map(value_of, given)), tuple(map(value_of, gave)))
+            floating = [value for value in self.slots[slot].outputs if value.tensor.is_floating_point()]
+            for value, _ in zip(floating, self.layers(slot) if self.layers is not None else (), strict=False):
+                value.rank = Rank.DATA
         if slot == self._stop_after:
             raise TargetReached(slot)
 
