@@ -82,8 +82,7 @@ class ArrayPlace:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(NamedTuple):
     """All of a record but its arrays' contents.
 
     Attributes:
