@@ -126,6 +126,12 @@ def _long_names() -> Records:
     yield from _start(layers=[{**layer, "name": layer["name"] + "x" * 60_000} for layer in _layers(50)])
 
 
+def _long_options() -> Records:
+    head, *others = sample.all_records()
+    yield Record("recording", 0, 0, {**head.body, "options": {"x": [0] * 400_000}})
+    yield from others
+
+
 SCENARIOS: dict[str, Callable[[], Records]] = {
     "a wide record of nothing": _a_wide_record_of_nothing,
     "a wide record among narrow ones": _a_wide_record_among_narrow_ones,
@@ -138,5 +144,6 @@ SCENARIOS: dict[str, Callable[[], Records]] = {
     "windows of NaN": _windows_of_nan,
     "many findings in many layers": _many_findings_in_many_layers,
     "many ways through the graph": _many_ways_through_the_graph,
+    "long options": _long_options,
     "long names": _long_names,
 }
