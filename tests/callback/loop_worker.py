@@ -19,7 +19,9 @@ from dgm_tb.callback.plain import LoopRecorder
 N_STEPS = 20
 
 
-def record_loop(folder: Path, ends: str, progress: Progress, *, first: int = 0, at: int = 7) -> None:
+def record_loop(
+    folder: Path, ends: str, progress: Progress, *, first: int = 0, at: int = 7, window_steps: int = 4
+) -> None:
     """Record a loop that ends in the given way.
 
     - ``finished``, ``forgotten``: at its end; in the second case nobody closes the recorder.
@@ -48,7 +50,8 @@ def record_loop(folder: Path, ends: str, progress: Progress, *, first: int = 0, 
     if how == "handled":
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(7))
     steps = range(first, first + (MAX_STEPS if what == "killed" else N_STEPS))
-    loop = dgm_tb.record(model, folder, resume_step=first, max_overhead=None, on_finding="ignore", window_steps=4)
+    options: dict[str, Any] = {"max_overhead": None, "on_finding": "ignore", "window_steps": window_steps}
+    loop = dgm_tb.record(model, folder, resume_step=first, **options)
     if how == "closing":
         _signal_while_closing(loop, getattr(signal, what))
     if how == "child" and os.fork() == 0:

@@ -62,7 +62,7 @@ def _checked(folder: Path, ended: Ended, first: int) -> int:
 
 
 def test_a_training_that_is_killed_loses_five_seconds_at_most(loops: Processes, tmp_path: Path) -> None:
-    ended = loops.run(tmp_path / "run", "killed", after_steps=20, kill_after=6.5)
+    ended = loops.run(tmp_path / "run", "killed", window_steps=5000, after_steps=20, kill_after=6.5)
     assert ended.status == -signal.SIGKILL, ended.log
     n_old = sum(time <= ended.killed - LOSS_SECONDS for time in ended.step_times)
     assert n_old > 50
@@ -71,4 +71,5 @@ def test_a_training_that_is_killed_loses_five_seconds_at_most(loops: Processes, 
     assert run.losses["number"].steps.tolist() == list(range(n_steps))
     assert n_steps >= n_old
     assert run.layer_statistics("0")["mean"].steps.tolist() == list(range(n_steps))
+    assert run.dynamics("0").steps[-1] >= n_old - 1, "of a window that has not ended"
     assert run.gaps == []
