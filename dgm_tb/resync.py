@@ -25,7 +25,7 @@ def find_header(stretch: bytes, n_bytes: int) -> int | None:
     """
     octets = np.frombuffer(stretch, np.uint8)
     n = len(octets) - framing.HEADER_BYTES + 1
-    if n <= 0:
+    if n <= 0 or not octets.any():  # a file of zeros may claim any size
         return None
     low = [octets[i : i + n] for i in range(_LOW_BYTES)]
     is_candidate = low[0] | low[1] | low[2] | low[3] != 0

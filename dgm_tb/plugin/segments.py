@@ -21,6 +21,8 @@ RESYNC_BYTES = 1 << 20
 FINGERPRINT_BYTES = 64
 PATIENCE_SECONDS = 60.0
 """A bad tail younger than this may still be being written."""
+MAX_SEGMENT_BYTES = 1 << 29
+"""The writer begins another file at 64 MB. What lies beyond is not looked at: a sparse file is as long as it says."""
 MAX_GAPS = 1000
 """Of one file; further damage is added to the last of them."""
 
@@ -122,7 +124,10 @@ class Segment:
         self._seen = now
         if len(self._fingerprint) < FINGERPRINT_BYTES:
             self._fingerprint = file.read_at(0, min(FINGERPRINT_BYTES, now.size))
-        yield from self._read(_Blocks(file, now.size), now.size, is_final)
+        size = min(now.size, MAX_SEGMENT_BYTES)
+        yield from self._read(_Blocks(file, size), size, is_final or size < now.size)
+        if size < now.size:
+            self._tail = Gap(self.offset, now.size - self.offset, "a file longer than any segment")
         self._done = state
 
     def _read(self, blocks: "_Blocks", size: int, is_final: bool) -> Iterator[Payload]:

@@ -1,6 +1,7 @@
 """Files that somebody broke, by chance or on purpose: nothing but our own errors, 4xx, and an end in finite time."""
 
 import json
+import os
 import random
 import time
 from collections.abc import Iterator
@@ -313,3 +314,15 @@ def test_of_layers_of_one_name_the_first_counts_everywhere(tmp_path: Path) -> No
     facts, arrays = unpack(get(client, "contributions", run=".", layer="out").data)
     assert [column["neurons"] for column in facts["columns"]] == [4, 3, 5]
     assert arrays["forward_0"].shape == (4,)
+
+
+def test_a_sparse_file_is_not_as_long_as_it_says(tmp_path: Path) -> None:
+    path = sample.write(tmp_path, sample.all_records())
+    size = path.stat().st_size
+    os.truncate(path, 1 << 40)
+    began = time.process_time()
+    ask_everything(tmp_path)
+    assert time.process_time() - began < SECONDS
+    run = open_run(tmp_path)
+    assert len(run.losses["train_loss"].steps) == sample.STEPS
+    assert [(gap["offset"], gap["bytes"]) for gap in run.gaps] == [(size, (1 << 40) - size)]
