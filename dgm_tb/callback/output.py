@@ -37,7 +37,7 @@ class Output:
             return
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}-{os.urandom(2).hex()}"
         max_bytes = options.max_disk_mb << 20
-        segment_bytes = min(max(max_bytes // SEGMENTS, 1 << 20), SEGMENT_BYTES)
+        segment_bytes = min(max_bytes // SEGMENTS, SEGMENT_BYTES)
         try:
             order = _next_order(folder)
             retention = Retention(folder / name, max_bytes)

@@ -13,9 +13,11 @@ import pytest
 
 from dgm_tb import open_run
 from dgm_tb.callback import retention
+from dgm_tb.callback.options import Options
+from dgm_tb.callback.output import Output
 from dgm_tb.callback.retention import UNFINISHED_NAME, Retention
 from dgm_tb.framing import FOOTER_BYTES, HEADER_BYTES, frame, payload_length
-from dgm_tb.records import encode, parse
+from dgm_tb.records import STATISTICS, Record, encode, parse
 from dgm_tb.segment_names import segment_name
 from tests.callback.outgrown import (
     SEGMENT_BYTES,
@@ -29,7 +31,7 @@ from tests.callback.outgrown import (
     recorded,
     records_in,
 )
-from tests.sample_recording import FLOW, NAME
+from tests.sample_recording import FLOW, NAME, graph
 
 
 def test_the_folder_stays_within_its_size_while_writing_goes_on(
@@ -273,3 +275,25 @@ def _check_kept_windows(folder: Path, rows: Rows) -> None:
             column = record.body["aggregates"].index("max/max")
             expected = [np.fmax.reduce(rows.of["activation"][a : b + 1, 3]) for a, b in record.arrays["windows"]]
             np.testing.assert_array_equal(record.arrays["values"][:, :, column].T, expected)
+
+
+def test_neurons_are_recorded_on_and_on_within_the_smallest_limit(tmp_path: Path) -> None:
+    output = Output(tmp_path / "plugins" / "dgmtracker", Options(max_disk_mb=1), 0, {"model": "Net"})
+    output.put(Record("graph", 0, 0, graph().to_json()))
+    aggregates = [f"{known.name}/{window}" for known in STATISTICS["activation"] for window in known.windows]
+    values = np.ones((1250, 1, len(aggregates)), np.float16)
+    n_windows = 150
+    for number in range(n_windows):
+        first, last = 4 * number, 4 * number + 3
+        arrays = {"windows": np.array([[first, last]]), "values": values}
+        output.put(Record("dynamics", first, last, {"quantity": "activation", "aggregates": aggregates}, arrays))
+        if number % 20 == 0:
+            output.sync()
+    output.close()
+
+    (folder,) = (tmp_path / "plugins" / "dgmtracker").iterdir()
+    bounds = np.concatenate([record.arrays["windows"] for record in records_in(folder, "dynamics")])
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 1 << 20
+    assert [record.body["text"][:13] for record in records_in(folder, "note")] == ["older windows"]
+    assert bounds.max() == 4 * n_windows - 1
+    assert (bounds[1:, 0] == bounds[:-1, 1] + 1).all()
