@@ -23,8 +23,8 @@ numbers in a body are the strings "NaN", "Infinity" and "-Infinity". Where a bod
 array, that array's values are to be multiplied by two to the power of the number given there.
 
 Further files of that folder (`dgm_tb/segment_names.py`): `{segment_name(4, 7)}` replaces the segments 4 to 7 by fewer
-bytes: the bodies of its records say in `thinned` how often a quarter of their windows or rows was left, the extremes
-among them. `{LIVE_NAME}` holds the windows that have not ended yet, and is replaced as a whole while the training runs.
+bytes: a quarter of their windows and rows, the extremes among them; `{segment_name(0, 15)}` is what that left of four
+such files, and so on. `{LIVE_NAME}` holds the windows that have not ended yet, and is replaced as a whole while the training runs.
 
 Schema version: {records.SCHEMA_VERSION}. Every version ever released stays readable.
 """
