@@ -12,11 +12,18 @@ from dgm_tb.algorithms.outliers import OUTLIER_RATIO, is_extreme
 from dgm_tb.callback.attribution import Attribution, relevance_records
 from dgm_tb.callback.example_table import ExampleTable
 from dgm_tb.callback.examples import axes_of, labels, main_input, thinned
+from dgm_tb.callback.explosions import GradientWatch
 from dgm_tb.callback.idle import IdleWatch
 from dgm_tb.callback.investigate import Investigator, Step, Verdict
 from dgm_tb.callback.replay import as_before
 from dgm_tb.callback.ring import HISTORY_STEPS
-from dgm_tb.callback.verdicts import idle_finding, nonfinite_finding, outlier_finding, spike_finding
+from dgm_tb.callback.verdicts import (
+    explosion_finding,
+    idle_finding,
+    nonfinite_finding,
+    outlier_finding,
+    spike_finding,
+)
 from dgm_tb.graph import Graph
 from dgm_tb.records import Record
 
@@ -59,6 +66,7 @@ class Inquiry:
         self._n_findings = 0
         self._n_skips = 0
         self._strongest: deque[float] = deque(maxlen=HISTORY_STEPS)
+        self._gradients = GradientWatch(recorder.weights.names, recorder.weights.parameters)
         self._idle = IdleWatch(recorder.root, recorder.weights.names, recorder.weights.parameters)
 
     def look_into(self, step: Step, error: Exception | None = None) -> None:
@@ -81,15 +89,23 @@ class Inquiry:
             self._on_error(step, error)
             return
         n_before = self._n_findings
+        jump = self._recorder.ring.breaks_with_history(step.losses, step.gradient_norms)
         is_extreme_batch = self._has_extreme_example(step)
-        if is_extreme_batch or self._recorder.ring.breaks_with_history(step.losses, step.gradient_norms) is not None:
+        if is_extreme_batch or jump is not None:
             self._on_break(step)
-        self._watch_spike(step, is_explained=self._n_findings > n_before)
-
+        is_explained = self._n_findings > n_before
+        self._watch_spike(step, is_explained=is_explained)
         if self._recorder.is_leading and not self._recorder.weights.is_sharded:
-            idle = self._idle.note(step.gradient_norms)
-            if idle:
-                self._recorder.emit(idle_finding(idle, step.step), self._next_number())
+            self._watch_gradients(step, jump[1] if jump and jump[0] == "gradient norm" and not is_explained else 0.0)
+
+    def _watch_gradients(self, step: Step, leap: float) -> None:
+        """Gradients that exploded without an example to blame, and parameters that get none."""
+        explosion = self._gradients.note(step.gradient_norms, leap)
+        if explosion is not None:
+            self._recorder.emit(explosion_finding(explosion, step), self._next_number())
+        idle = self._idle.note(step.gradient_norms)
+        if idle:
+            self._recorder.emit(idle_finding(idle, step.step), self._next_number())
 
     def _has_extreme_example(self, step: Step) -> bool:
         """Whether an example is far out of this batch and the recent ones in the first layer that tells of examples."""
@@ -310,6 +326,7 @@ class Inquiry:
                 recorder.capture.listener = recorder.capture.on_gradient = None
         for record in attribution.records():
             recorder.write(record)
+        recorder.write_exact(attribution, before)
 
 
 def _merged(symptom: Verdict, cause: Verdict) -> Verdict:

@@ -8,6 +8,7 @@ import numpy as np
 
 from dgm_tb.algorithms.outliers import outlying_examples
 from dgm_tb.callback.examples import largest_per_example
+from dgm_tb.callback.explosions import Explosion
 from dgm_tb.callback.investigate import Step, Verdict
 from dgm_tb.callback.nested import tensors_in
 from dgm_tb.records import Finding
@@ -116,6 +117,30 @@ def _strangest_first(step: Step, indices: Sequence[int]) -> list[int]:
     found = outlying_examples(np.stack([largest_per_example(tensor) for tensor in tensors]))
     order = [*found.positions, *(p for p in range(len(indices)) if p not in found.positions)]
     return [indices[p] for p in order]
+
+
+def explosion_finding(explosion: Explosion, step: Step) -> Finding:
+    """The finding for gradients that exploded without an example to blame.
+
+    Args:
+        explosion: What was seen.
+        step: The step in which it was.
+    """
+    module = explosion.parameter.rpartition(".")[0]
+    what = "times the largest recent one" if explosion.is_leap else f"times the norm of {explosion.parameter}"
+    first = step.step if explosion.is_leap else 0
+    where = module or "the model"
+    return Finding(
+        kind="exploding_gradient",
+        severity="warning",
+        step=first,
+        first_step=first,
+        last_step=step.step,
+        module=module,
+        summary=f"the gradient reaches {explosion.norm:.2g}, {explosion.ratio:.2g} {what}, largest in {where}",
+        evidence={"norm": explosion.norm, "ratio": explosion.ratio, "parameter": explosion.parameter},
+        advice="clip gradients, lower the learning rate, and give recurrent or repeated layers a gain of at most one",
+    )
 
 
 def idle_finding(idle: Mapping[str, str], step: int) -> Finding:

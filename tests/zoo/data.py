@@ -1,8 +1,11 @@
-"""Data of the zoo: handwritten digits, made sequences, points."""
+"""Data of the zoo: handwritten digits, photographs, made sequences, points."""
 
 import functools
+import os
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,3 +60,25 @@ def moons(n: int) -> Tensor:
     side = torch.randint(0, 2, (n,), generator=generator)
     x = torch.stack([torch.cos(angle) + side - 0.5, torch.sin(angle) * (1 - 2 * side) + 0.4 * side - 0.2], 1)
     return x + 0.07 * torch.randn(n, 2, generator=generator)
+
+
+@functools.cache
+def _photographs() -> Tensor:
+    """CIFAR-10 where it is at hand (``DGM_TB_CIFAR`` names it), else digits in three colours ``[n, 3, 16, 16]``."""
+    place = os.environ.get("DGM_TB_CIFAR", "")
+    if os.path.exists(place):
+        found = torch.from_numpy(np.load(place)["x_train"]).permute(0, 3, 1, 2).float() / 255
+        return F.avg_pool2d(found, 2)
+    images, _ = _digits()
+    large = F.interpolate(images, scale_factor=2, mode="bilinear")
+    generator = torch.Generator().manual_seed(11)
+    return large * torch.rand(len(large), 3, 1, 1, generator=generator)
+
+
+def photographs(n: int, *, signed: bool = False) -> tuple[Tensor, Tensor]:
+    """Images ``[n, 3, 16, 16]`` in [0, 1], or [-1, 1], and a label of each that can be learnt from its colours."""
+    images = _photographs()
+    images = images[torch.arange(n) % len(images)]
+    tint = images.mean((2, 3))
+    labels = tint.argmax(1) * 2 + (tint.mean(1) > tint.mean()).long()
+    return (images * 2 - 1 if signed else images), labels

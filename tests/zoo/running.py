@@ -14,7 +14,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from dgm_tb import DGMTrackerCallback, open_run
 from dgm_tb.records import Finding
 
-from . import adversarial, classifiers, controls, generative, sequences  # noqa: F401 - they fill the table
+from . import adversarial, classifiers, controls, generative, mixed, sequences, styles, supervised  # noqa: F401 - they fill the table
 from .cases import CASES, Case
 from .probe import Probe
 from .score import Score, score

@@ -1,4 +1,4 @@
-"""The quick part of the zoo: truths hold, causes are found, healthy trainings are left alone; all of it is a command."""
+"""The quick part of the zoo: truths hold, causes are found, healthy trainings are left alone."""
 
 from collections import Counter
 from pathlib import Path

@@ -13,24 +13,27 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
             "lr_too_high loss_divergence norm_degenerate not_training corrupt_weight"
         ),
         "not_training": "vanishing_gradient loss_stalled lr_too_low gan_imbalance mode_collapse posterior_collapse",
-        "corrupt_weight": (
-            "exploding_activation exploding_gradient saturated dead_units loss_divergence loss_stalled "
-            "vanishing_gradient lr_too_high"
-        ),
         "lr_too_high": (
             "exploding_activation exploding_gradient saturated dead_units loss_divergence loss_stalled "
             "vanishing_gradient mode_collapse gan_imbalance posterior_collapse corrupt_weight norm_degenerate"
         ),
-        "norm_degenerate": "dead_units vanishing_gradient loss_stalled exploding_gradient",
+        "corrupt_weight": (
+            "exploding_activation exploding_gradient saturated dead_units loss_divergence loss_stalled "
+            "vanishing_gradient lr_too_high"
+        ),
+        "norm_degenerate": "dead_units vanishing_gradient loss_stalled exploding_gradient lr_too_low",
         "dead_units": "vanishing_gradient loss_stalled lr_too_low norm_degenerate not_training",
         "exploding_activation": "exploding_gradient loss_divergence saturated lr_too_low vanishing_gradient",
         "saturated": "vanishing_gradient loss_stalled lr_too_low",
         "mode_collapse": "gan_imbalance vanishing_gradient dead_units",
         "gan_imbalance": "vanishing_gradient saturated loss_divergence mode_collapse",
-        "loss_divergence": "exploding_activation exploding_gradient saturated gan_imbalance vanishing_gradient",
+        "loss_divergence": (
+            "exploding_activation exploding_gradient saturated gan_imbalance vanishing_gradient dead_units "
+            "mode_collapse"
+        ),
         "posterior_collapse": "vanishing_gradient loss_stalled",
         "vanishing_gradient": "loss_stalled lr_too_low",
-        "exploding_gradient": "loss_stalled",
+        "exploding_gradient": "loss_stalled lr_too_low",
         "lr_too_low": "loss_stalled",
     }.items()
 }
@@ -41,29 +44,40 @@ BLAMED_ON_EXAMPLES = frozenset(
 )
 """What an example or batch that was found guilty before it explains."""
 
+CLOSE = 8
+"""Steps that are closer than this are not told apart: weights are measured this seldom."""
+
 TOLERANCE = 24
 """A cause may be dated this much later than its consequence: windows are coarse."""
 
 
 def causes(detections: Sequence[Detection], history: History) -> list[Detection]:
     """The detections that no other one explains, each with the modules of what it explains."""
-    order = list(CONSEQUENCES)
     left = [detection for detection in detections if not _is_blamed(detection, history)]
-    left.sort(key=lambda detection: order.index(detection.kind) if detection.kind in order else len(order))
-    kept: list[Detection] = []
-    for detection in left:
-        number = next((n for n, cause in enumerate(kept) if _explains(cause, detection)), None)
-        if number is None:
-            kept.append(detection)
-        else:
-            kept[number] = _with_consequence(kept[number], detection)
-    return kept
+    explained = [next((n for n, cause in enumerate(left) if _explains(cause, other)), None) for other in left]
+    kept = {n: detection for n, detection in enumerate(left) if explained[n] is None}
+    for number in range(len(left)):
+        root, seen = number, {number}
+        while (cause := explained[root]) is not None and cause not in seen:
+            root = cause
+            seen.add(cause)
+        if root != number and root in kept:
+            kept[root] = _with_consequence(kept[root], left[number])
+    return list(kept.values())
 
 
 def _explains(cause: Detection, other: Detection) -> bool:
+    """Whether one leads to the other; of two that may lead to each other, the earlier one, or else as in the table."""
     if cause.severity == "info" and other.severity != "info":
         return False
-    return other.kind in CONSEQUENCES.get(cause.kind, frozenset()) and cause.step <= other.step + TOLERANCE
+    order = list(CONSEQUENCES)
+    leads = other.kind in CONSEQUENCES.get(cause.kind, frozenset())
+    is_mutual = leads and cause.kind in CONSEQUENCES.get(other.kind, frozenset())
+    if is_mutual and abs(cause.step - other.step) > CLOSE:
+        return cause.step < other.step
+    if is_mutual and order.index(cause.kind) > order.index(other.kind):
+        return False
+    return leads and cause.step <= other.step + TOLERANCE
 
 
 def _is_blamed(detection: Detection, history: History) -> bool:

@@ -18,6 +18,9 @@ HALF_DEAD = 0.5
 DIED_SHARE = 0.9
 """A layer that lost nine neurons in ten on the way is beyond the pruning that healthy trainings show (below 60 %)."""
 
+CONSTANT = 0.01
+"""Neurons whose deviation over the examples is this small a share of their mean answer nothing but their bias."""
+
 CLIPPING_FUNCTIONS = ("relu", "relu_", "relu6", "threshold")
 
 
@@ -57,6 +60,8 @@ def _judge(history: History, layer: LayerHistory, dead: Array, source: LayerHist
     always = np.flatnonzero(dead.all(1))
     at_end = np.flatnonzero(dead[:, -max(1, dead.shape[1] // 4) :].all(1))
     if len(always) > DEAD_SHARE * len(dead):
+        if len(always) < len(dead) and _is_constant(source):
+            return None
         buried = _buried(source, always, len(dead))
         is_broken = len(buried) > DEAD_SHARE * len(dead) or len(always) >= HALF_DEAD * len(dead)
         named = buried if len(buried) and len(always) < HALF_DEAD * len(dead) else always
@@ -66,6 +71,14 @@ def _judge(history: History, layer: LayerHistory, dead: Array, source: LayerHist
         last_alive = int(np.flatnonzero(alive)[-1]) if alive.any() else -1
         return _dead(layer, at_end, int(layer.steps[max(last_alive, 0)]), "no longer", len(dead), "warning")
     return None
+
+
+def _is_constant(source: LayerHistory | None) -> bool:
+    """Whether what is clipped is the same for every example: then it is chance whether it is zero."""
+    if source is None or not {"mean", "std"} <= source.neurons.keys():
+        return False
+    mean, std = source.neurons["mean"], source.neurons["std"]
+    return bool(np.nanmedian(std) < CONSTANT * np.nanmedian(np.abs(mean)))
 
 
 def _source(history: History, layer: LayerHistory) -> LayerHistory | None:

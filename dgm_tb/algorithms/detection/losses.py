@@ -18,8 +18,8 @@ EXPLAINED = 0.02
 """A regression whose output varies by less than this share of its loss gives the same answer to everything."""
 
 RUNAWAY = 15.0
-"""A loss term ran away if its magnitude is this many times the largest of its first fifth. KL terms that start at zero
-grow most within that fifth; adversarial losses of working GANs grow less than tenfold."""
+"""A loss ran away if its magnitude is this many times the largest of its first fifth; adversarial losses of working
+GANs grow less than tenfold."""
 
 FAR = 50.0
 """And at least this large."""
@@ -84,8 +84,8 @@ def _constant(history: History, node: str, late: float) -> tuple[str, dict[str, 
 
 
 def loss_divergence(history: History) -> list[Detection]:
-    """A loss, or a term of it, whose magnitude grows without end."""
-    for name, (steps, values) in _by_importance(history):
+    """A loss whose magnitude grows without end, as it does when a term of it has no bound."""
+    for name, (steps, values) in _minimised(history):
         keep = np.isfinite(values)
         steps, values = steps[keep], values[keep]
         since = _runaway_since(steps, values)
@@ -109,9 +109,14 @@ def loss_divergence(history: History) -> list[Detection]:
     return []
 
 
-def _by_importance(history: History) -> list[tuple[str, tuple[Array, Array]]]:
-    """What is minimised first, then the logged terms."""
-    return sorted(history.losses.items(), key=lambda item: (item[0] != "loss", not item[0].startswith("backward.")))
+def _minimised(history: History) -> list[tuple[str, tuple[Array, Array]]]:
+    """What is minimised; the logged numbers where that is not known.
+
+    Terms of a loss may well grow while it falls, such as the KL term of an autoencoder that learns to use its latents.
+    """
+    items = history.losses.items()
+    own = [item for item in items if item[0] == "loss" or item[0].startswith("backward.")]
+    return own or list(items)
 
 
 def _early(values: Array) -> float:

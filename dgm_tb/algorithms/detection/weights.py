@@ -24,6 +24,9 @@ LEAP = 4.0
 OUTSTANDING = 15.0
 """A neuron's norm is this many times the median of its layer from the start; the largest in healthy nets is 3 times."""
 
+OVERWRITTEN = 3.0
+"""Norm of a whole layer over that of eight steps before; updates of ordinary size change it by a few per cent."""
+
 _TABLES = ("Embedding", "EmbeddingBag")
 
 
@@ -101,24 +104,67 @@ def _init(history: History, layers: list[LayerHistory], what: str, evidence: dic
 
 def corrupt_weight(history: History) -> list[Detection]:
     """Neurons whose weights leap away from their layer's, or stand far out of them from the start."""
-    found = []
-    for layer in history.weighted:
-        norm = layer.neurons.get("weight")
-        if norm is None or len(norm) < 3 or not np.isfinite(norm).all() or layer.type in _TABLES:
-            continue
+    found = [detection for layer in history.weighted if (detection := _corrupted(history, layer)) is not None]
+    return sorted(found, key=lambda detection: detection.step)[:1]
+
+
+def _corrupted(history: History, layer: LayerHistory) -> Detection | None:
+    """Single neurons first: they carry the norm of their layer with them."""
+    norm = layer.neurons.get("weight")
+    if norm is not None and len(norm) >= 3 and np.isfinite(norm).all() and layer.type not in _TABLES:
         leap = _leap(norm)
         if leap is not None:
             window, neurons = leap
             step = _onset(layer, window)
-            found.append(_corrupt(history, layer, neurons, step, norm, f"leap at step {step}"))
-            continue
+            return _corrupt(history, layer, neurons, step, norm, f"leap at step {step}")
         center = float(np.median(norm[:, 0]))
         standing = np.flatnonzero(norm[:, 0] > OUTSTANDING * max(center, 1e-3))
         if 0 < len(standing) <= max(1, len(norm) // 10):
-            found.append(
-                _corrupt(history, layer, standing, 0, norm, "are far larger than their layer's from the start")
-            )
-    return sorted(found, key=lambda detection: detection.step)[:1]
+            return _corrupt(history, layer, standing, 0, norm, "were far too large from the start")
+    whole = _overwritten(layer)
+    return _whole(history, layer, *whole) if whole is not None else None
+
+
+def _overwritten(layer: LayerHistory) -> tuple[int, float, float] | None:
+    """The step at which a whole layer's norm leapt farther than updates reach, and the norm before and after."""
+    weight, update = layer.track("weight").known(), layer.track("update").known()
+    if len(weight) < 4 or len(weight) != len(update):
+        return None
+    before, after = weight.values[1:-1], weight.values[2:]
+    reach = np.maximum(update.values[1:-1], np.median(update.values)) * np.diff(weight.steps)[1:]
+    leaps = np.maximum(after, 1e-12) / np.maximum(before, 1e-12)
+    changed = np.maximum(leaps, 1 / leaps)
+    far = np.flatnonzero((changed > OVERWRITTEN) & (changed > 1 + 10 * reach) & (update.values[2:] < 0.3))
+    if not len(far) or not before[far[0]] > 0:
+        return None
+    first = far[0] + 1
+    step = _leap_between(layer, int(weight.steps[first]) + 1, int(weight.steps[first + 1]))
+    return step, float(weight.values[first]), float(weight.values[first + 1])
+
+
+def _leap_between(layer: LayerHistory, first: int, last: int) -> int:
+    """The step at which the layer's own output changed most, by ratio."""
+    size = layer.size()
+    inside = np.flatnonzero((size.steps >= first - 1) & (size.steps <= last))
+    if len(inside) < 2:
+        return last
+    values = np.maximum(size.values[inside], 1e-12)
+    return int(size.steps[inside[int(np.argmax(np.abs(np.diff(np.log(values))))) + 1]])
+
+
+def _whole(history: History, layer: LayerHistory, step: int, before: float, after: float) -> Detection:
+    return Detection(
+        kind="corrupt_weight",
+        severity="error",
+        step=step,
+        first_step=step,
+        last_step=history.last_step,
+        module=layer.module,
+        summary=f"{layer.module}: all its weights changed at step {step} (norm {before:.3g} to {after:.3g}), and no "
+        "update explains that",
+        evidence={"norm_before": before, "norm_after": after},
+        advice="look for code that writes to weights (initialisation, loading, scaling) while training goes on",
+    )
 
 
 def _leap(norm: Array) -> tuple[int, Array] | None:
