@@ -28,6 +28,8 @@ Layout = dict[str, Array]
 
 LAST_LEVEL = 3
 """From here on there are no polylines, and losses are thinned, too."""
+HOLE = 4
+"""Windows that begin so many times as late as the last one did are not merged with it: those between them are lost."""
 JOINED_ROWS = 256
 JOINED_BYTES = 2 << 20
 """Records of one sort are collected until they have that many windows or rows, or bytes."""
@@ -50,11 +52,22 @@ class _Way:
 
 @dataclass
 class _Pending:
-    """Records of one sort that have not been thinned yet."""
+    """Records of one sort that have not been thinned yet.
+
+    Attributes:
+        body: What they have in common.
+        same: Bytes that must be equal, too.
+        parts: Their arrays.
+        windows: Bounds of the last two windows, where they have some ``[up to 2, 2]``.
+        wall_time: Of the last one.
+        n_rows: How many windows or rows that is.
+        n_bytes: Of their values.
+    """
 
     body: Mapping[str, Any]
     same: bytes
     parts: list[Arrays] = field(default_factory=list)
+    windows: Array = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     wall_time: float = 0.0
     n_rows: int = 0
     n_bytes: int = 0
@@ -109,12 +122,14 @@ class Thinner:
         same = arrays["neurons"].tobytes() if "neurons" in arrays else b""
         pending = self._pending.get(slot)
         made = []
-        if pending is not None and pending.same != same:
+        if pending is not None and (pending.same != same or _is_apart(pending, arrays)):
             made = self._thin(record.kind, pending, is_last=True)
             pending = None
         if pending is None:
             pending = self._pending[slot] = _Pending(body, same)
         pending.parts.append(arrays)
+        if "windows" in arrays:
+            pending.windows = np.concatenate([pending.windows, arrays["windows"]])[-2:]
         pending.wall_time = record.wall_time
         pending.n_rows += arrays["values"].shape[way.axes["values"]]
         pending.n_bytes += arrays["values"].nbytes
@@ -147,6 +162,16 @@ def _fits(record: Record, way: _Way) -> bool:
         return False
     lengths = {record.arrays[name].shape[axis] for name, axis in way.axes.items() if name in record.arrays}
     return len(lengths) == 1 and lengths != {0}
+
+
+def _is_apart(pending: _Pending, arrays: Arrays) -> bool:
+    """Whether windows are missing between the pending ones and further ones, as after a while without disk space."""
+    before, after = pending.windows, arrays.get("windows")
+    if after is None or (len(before) < 2 and before[0, 0] == before[0, 1]):
+        return False
+    lengths = (int((windows[:, 1] - windows[:, 0]).max()) + 1 for windows in (before, after))
+    pace = max(*lengths, *np.diff(before[:, 0]).tolist())
+    return bool(after[0, 0] - before[-1, 0] > HOLE * pace)
 
 
 def _prepared(record: Record) -> tuple[dict[str, Any], Arrays]:

@@ -172,6 +172,22 @@ def test_a_nan_in_one_step_is_seen_where_windows_are_one_step_long(tmp_path: Pat
     assert np.isnan(record.arrays["values"][3, window]).tolist() == [True, False]
 
 
+@pytest.mark.parametrize("window_steps", [WINDOW, 1])
+def test_windows_are_not_merged_over_those_that_are_missing(tmp_path: Path, window_steps: int) -> None:
+    """As after a while in which the disk was full."""
+    rows = Rows(160)
+    written = [r for r in recorded(rows, window_steps) if r.kind != "dynamics" or not 50 <= r.first_step < 100]
+    segments = Segments(tmp_path, [*first_records(), *written], 6 * SEGMENT_BYTES)
+
+    thin_once(segments)
+
+    for quantity in STATISTICS:
+        records = [r for r in records_in(segments.folder, "dynamics") if r.body["quantity"] == quantity]
+        bounds = joined(records, "windows")
+        assert ((bounds[:, 1] < 75) | (bounds[:, 0] > 75)).all()
+        assert bounds[0].tolist() == [0, 4 * window_steps - 1] or quantity in ("weight", "update")
+
+
 @pytest.mark.parametrize("exponent", [-40, 60])
 def test_values_out_of_the_range_of_float16_stay_as_they_are(tmp_path: Path, exponent: int) -> None:
     rows = Rows(100)
