@@ -120,7 +120,7 @@ def _strangest_first(step: Step, indices: Sequence[int]) -> list[int]:
 
 
 def explosion_finding(explosion: Explosion, step: Step) -> Finding:
-    """The finding for gradients that exploded without an example to blame.
+    """What is seen while training of gradients that exploded without an example to blame; its cause, the reader tells.
 
     Args:
         explosion: What was seen.
@@ -132,7 +132,7 @@ def explosion_finding(explosion: Explosion, step: Step) -> Finding:
     where = module or "the model"
     return Finding(
         kind="exploding_gradient",
-        severity="warning",
+        severity="info",
         step=first,
         first_step=first,
         last_step=step.step,

@@ -72,6 +72,7 @@ def history_of(run: "Run", recorded: Sequence[Finding]) -> History:
         {node.id: node.op for node in graph.nodes},
         _examples(spans[-1][0]) if spans else {},
         _idle(recorded),
+        _explosions(recorded),
         until,
         blamed,
     )
@@ -79,8 +80,18 @@ def history_of(run: "Run", recorded: Sequence[Finding]) -> History:
 
 def _idle(recorded: Sequence[Finding]) -> dict[str, str]:
     """What the callback saw of parameters that do not train."""
-    seen = [f.evidence.get("idle", {}) for f in recorded if f.kind == "not_training" and f.severity == "info"]
+    seen = [f.evidence.get("idle", {}) for f in recorded if _is_seen(f, "not_training")]
     return {str(module): str(why) for found in seen if isinstance(found, Mapping) for module, why in found.items()}
+
+
+def _is_seen(finding: Finding, kind: str) -> bool:
+    """Whether this is what the callback saw while training, for a detector to judge in the end."""
+    return finding.kind == kind and finding.severity == "info"
+
+
+def _explosions(recorded: Sequence[Finding]) -> list[tuple[int, str, Mapping[str, Any]]]:
+    """What the callback saw of exploding gradients."""
+    return [(f.step, f.module, f.evidence) for f in recorded if _is_seen(f, "exploding_gradient")]
 
 
 def _layer(layer: Layer, spans: Sequence[Any], windows: Sequence[Any], tracks: Sequence[Any]) -> LayerHistory | None:

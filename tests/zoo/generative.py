@@ -306,8 +306,8 @@ def residual_without_scale() -> Built:
             self.stem, self.head = nn.Linear(64, 32), nn.Linear(32, 64)
             self.blocks = nn.ModuleList(mlp(32, 32, 32, act=nn.SiLU) for _ in range(24))
             for block in self.blocks:
-                nn.init.normal_(block[0].weight, std=0.55)
-                nn.init.normal_(block[2].weight, std=0.55)
+                nn.init.normal_(block[0].weight, std=0.3)
+                nn.init.normal_(block[2].weight, std=0.3)
 
         def training_step(self, batch, batch_idx):
             h = self.stem(batch[0].flatten(1))

@@ -48,8 +48,8 @@ def cnn_schedule_leaps() -> Built:
 
     class Scheduled(Task):
         def configure_optimizers(self):
-            optimizer = torch.optim.Adam(self.parameters(), 2e-3)
-            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 400.0 if n >= 80 else 1.0)
+            optimizer = torch.optim.Adam(self.parameters(), 5e-3)
+            schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda n: 200.0 if n >= 80 else 1.0)
             return [optimizer], [{"scheduler": schedule, "interval": "step"}]
 
     return Scheduled(cnn(), F.cross_entropy), loader(*digits(2400)), {"max_epochs": 1}

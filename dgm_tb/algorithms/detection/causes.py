@@ -90,7 +90,8 @@ def _is_blamed(detection: Detection, history: History) -> bool:
         "corrupt_weight",
         "lr_too_high",
     )
-    is_after = any(first - 2 <= detection.step for first, _ in history.blamed)
+    margin = 0 if detection.kind == "lr_too_high" else 2  # windows date other things too early, never a huge step
+    is_after = any(first - margin <= detection.step for first, _ in history.blamed)
     return detection.kind in explained and detection.step > 0 and is_after
 
 

@@ -1,5 +1,8 @@
 """Gradients that are lost, or that grow, on their way back through the network."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from dgm_tb.algorithms.detection.flow import losses_of, upstream
@@ -11,6 +14,8 @@ residual blocks, ten plain ones and recurrent nets keep more than 1e-2."""
 
 EXPLODED = 1e4
 """And explodes if it is this many times as large, with activations of ordinary size."""
+
+ADVICE = "clip gradients, initialise recurrent or repeated layers with a gain of at most one, add normalisation"
 
 JUMP = 1000.0
 """A gradient this many times its own early median, to the end, has exploded."""
@@ -56,11 +61,28 @@ def exploding_gradient(history: History) -> list[Detection]:
         if len(behind) and norms[n] > EXPLODED * behind[-1] and norms[n] > 1:
             ratio = norms[n] / behind[-1]
             return [_explosion(history, layer, 0, f"its gradient is {ratio:.2g} times that of the last layer", ratio)]
+    for step, module, numbers in history.explosions:
+        return [_seen(history, step, module, numbers)]
     for layer in reversed(chain):
         since, ratio = _jumped(layer.gradient_norm().known())
         if since is not None:
             return [_explosion(history, layer, since, f"its gradient grew {ratio:.2g} times", ratio)]
     return []
+
+
+def _seen(history: History, step: int, module: str, numbers: Mapping[str, Any]) -> Detection:
+    norm = numbers.get("norm", float("nan"))
+    return Detection(
+        kind="exploding_gradient",
+        severity="warning",
+        step=step,
+        first_step=step,
+        last_step=history.last_step,
+        module=module,
+        summary=f"{module or 'the model'}: the gradient of its weights explodes (norm {norm:.2g})",
+        evidence=dict(numbers),
+        advice=ADVICE,
+    )
 
 
 def _chain(history: History) -> list[LayerHistory]:
@@ -97,5 +119,5 @@ def _explosion(history: History, layer: LayerHistory, step: int, what: str, rati
         module=layer.module,
         summary=f"{layer.module}: {what}",
         evidence={"ratio": float(ratio)},
-        advice="clip gradients, initialise recurrent or repeated layers with a gain of at most one, add normalisation",
+        advice=ADVICE,
     )

@@ -116,6 +116,7 @@ class History:
         ops: DAG node id -> the class or function it is.
         examples: Layer -> largest ``|activation|`` of each example in the last steps ``[steps, examples]``.
         idle: What the callback saw of parameters that do not train: module -> ``detached``, ``unused`` or ``left out``.
+        explosions: What the callback saw of exploding gradients: step, module, and the numbers.
         nonfinite_at: First non-finite step; None if there is none.
         blamed: First and last step of each example or batch that was found guilty while training.
     """
@@ -127,6 +128,7 @@ class History:
     ops: Mapping[str, str] = field(default_factory=dict)
     examples: Mapping[str, Array] = field(default_factory=dict)
     idle: Mapping[str, str] = field(default_factory=dict)
+    explosions: Sequence[tuple[int, str, Mapping[str, Any]]] = ()
     nonfinite_at: int | None = None
     blamed: Sequence[tuple[int, int]] = ()
 

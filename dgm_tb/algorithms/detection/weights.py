@@ -121,12 +121,16 @@ def _corrupted(history: History, layer: LayerHistory) -> Detection | None:
         standing = np.flatnonzero(norm[:, 0] > OUTSTANDING * max(center, 1e-3))
         if 0 < len(standing) <= max(1, len(norm) // 10):
             return _corrupt(history, layer, standing, 0, norm, "were far too large from the start")
-    whole = _overwritten(layer)
+    whole = _overwritten(history, layer)
     return _whole(history, layer, *whole) if whole is not None else None
 
 
-def _overwritten(layer: LayerHistory) -> tuple[int, float, float] | None:
-    """The step at which a whole layer's norm leapt farther than updates reach, and the norm before and after."""
+def _overwritten(history: History, layer: LayerHistory) -> tuple[int, float, float] | None:
+    """The step at which a whole layer's norm leapt while no other layer's did, and the norm before and after.
+
+    Written between two steps it is farther than the updates reach; written within a step it is an update that no other
+    layer has.
+    """
     weight, update = layer.track("weight").known(), layer.track("update").known()
     if len(weight) < 4 or len(weight) != len(update):
         return None
@@ -134,12 +138,21 @@ def _overwritten(layer: LayerHistory) -> tuple[int, float, float] | None:
     reach = np.maximum(update.values[1:-1], np.median(update.values)) * np.diff(weight.steps)[1:]
     leaps = np.maximum(after, 1e-12) / np.maximum(before, 1e-12)
     changed = np.maximum(leaps, 1 / leaps)
-    far = np.flatnonzero((changed > OVERWRITTEN) & (changed > 1 + 10 * reach) & (update.values[2:] < 0.3))
+    is_silent = (changed > 1 + 10 * reach) & (update.values[2:] < 0.3)
+    far = np.flatnonzero((changed > OVERWRITTEN) & (is_silent | (_of_others(history, layer)[2:] < 0.1)))
     if not len(far) or not before[far[0]] > 0:
         return None
     first = far[0] + 1
     step = _leap_between(layer, int(weight.steps[first]) + 1, int(weight.steps[first + 1]))
     return step, float(weight.values[first]), float(weight.values[first + 1])
+
+
+def _of_others(history: History, layer: LayerHistory) -> Array:
+    """The median update of the other layers at the steps at which this one's was measured; Inf if there are none."""
+    steps = layer.track("update").known().steps
+    others = [other.track("update") for other in history.weighted if other.module != layer.module]
+    values = [np.interp(steps, track.steps, track.values) for other in others if len(track := other.known())]
+    return np.median(values, 0) if values else np.full(len(steps), np.inf)
 
 
 def _leap_between(layer: LayerHistory, first: int, last: int) -> int:
