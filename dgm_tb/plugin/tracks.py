@@ -20,6 +20,7 @@ from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import aggregate_columns, neuron_span, row_number, statistic_names
 from dgm_tb.plugin.series import Series
 from dgm_tb.plugin.storage import OpenFile
+from dgm_tb.plugin.thinned import show_extremes, thinned_windows
 
 Spans = Sequence[tuple[Recording, float]]
 """Recordings, each with the step from which a later one supersedes it."""
@@ -42,6 +43,10 @@ class Windows(NamedTuple):
     bounds: Array
     values: Array
     aggregates: tuple[str, ...]
+
+    def column(self, name: str) -> int:
+        """Where an aggregate is along the last axis of ``values``; the main one instead of one that was not kept."""
+        return self.aggregates.index(name) if name in self.aggregates else 0
 
     @property
     def is_recorded(self) -> Array:
@@ -245,10 +250,16 @@ def at_every_step(
 ) -> EveryStep:
     """Some neurons at full step resolution where that was kept, else the value of their window.
 
+    Of windows that were thinned out, where lines have few values of their own or none, both extremes are shown.
+
     Raises:
         DgmError: If that is more than memory should hold.
     """
+    entries = [entry for recording, _ in spans for entry in recording.entries("dynamics", quantity=quantity)]
+    is_thinned = thinned_windows(found.bounds, entries)
     steps = observed_steps(spans, quantity)
+    if is_thinned.any():
+        steps = np.unique(np.concatenate([steps, points.steps, found.bounds[is_thinned].ravel()]))
     steps = steps[(steps >= first) & (steps <= last)]
     shape = len(steps), len(neurons)
     if math.prod(shape) > MAX_VALUES:
@@ -268,6 +279,11 @@ def at_every_step(
     drawn = (of >= 0) & (steps[place] == points.steps)
     at = place[drawn], of[drawn]
     values[at], is_known[at] = points.values[drawn], True
+    if is_thinned.any():
+        is_own = np.zeros(shape, np.bool_)
+        is_own[at] = True
+        low, high = (found.values[:, neurons, found.column(name)].astype(np.float32) for name in ("min", "max"))
+        show_extremes(values, is_own, np.where(is_inside & is_thinned[window], window, -1), low, high)
     return EveryStep(steps, values, is_known)
 
 

@@ -265,3 +265,21 @@ def test_a_thinned_recording_is_read_as_any_other(spiky: Long) -> None:
     assert np.isin(losses.values[~np.isnan(losses.values)], rows.losses).all()
     drawn = run.polylines("fc")
     assert drawn.values.shape == (4, len(drawn.steps))
+
+
+def test_spikes_are_seen_in_the_lines_of_a_thinned_recording(tmp_path: Path) -> None:
+    rows, fc = Rows(800), span_of("fc")
+    spikes = np.array([101, 333, 500, 640, 700, 799])
+    rows.of["activation"][spikes, 0, fc.start + 1] = 5000
+    rows.of["activation"][spikes - 5, 0, fc.start + 2] = -5000
+
+    folder = thinned(tmp_path, [*first_records(), *recorded(rows)], 24 * SEGMENT_BYTES)
+
+    lines = open_run(tmp_path).polylines("fc", k=4)
+    found = dict(zip(lines.neurons.tolist(), lines.values, strict=True))
+    assert levels(folder)[0] == 3
+    assert np.isfinite(lines.values).all()
+    for neuron, value in ((1, 5000), (2, -5000)):
+        where = lines.steps[found[neuron] == value]
+        assert all(np.abs(where - step).min() < 160 for step in spikes)
+        assert 799 in where or neuron == 2
