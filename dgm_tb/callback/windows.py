@@ -16,19 +16,21 @@ from dgm_tb.records import STATISTICS, Record, compact
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-_AGGREGATES: dict[str, Callable[[Array], Array]] = {
-    "mean": lambda values: _mean(values),
-    "min": lambda values: np.fmin.reduce(values, 0),
-    "max": lambda values: np.fmax.reduce(values, 0),
+_AGGREGATES: dict[str, Callable[[Array, Array], Array]] = {
+    "mean": lambda values, is_silent: _mean(values, is_silent),
+    "min": lambda values, _: np.fmin.reduce(values, 0),
+    "max": lambda values, _: np.fmax.reduce(values, 0),
 }
+"""Of a window's values ``[steps, neurons]``. A NaN that was measured makes the mean NaN; the smallest and the largest value
+are those of the other steps."""
 
 
-def _mean(values: Array) -> Array:
-    """Over the steps in which a neuron has a value: layers may not be called in all of them."""
-    is_known = ~np.isnan(values)
-    if is_known.all():
+def _mean(values: Array, is_silent: Array) -> Array:
+    """Over the steps in which the layer was called, which need not be all."""
+    if not is_silent.any():
         return np.asarray(values.mean(0))
-    return np.asarray(np.where(is_known, values, 0).sum(0) / np.where(is_known.any(0), is_known.sum(0), np.nan))
+    n_steps = (~is_silent).sum(0)
+    return np.asarray(np.where(is_silent, 0, values).sum(0) / np.where(n_steps > 0, n_steps, np.nan))
 
 
 @dataclass
@@ -161,11 +163,12 @@ class Windows:
             if not known:
                 continue
             values = _stack(known, quantity)
+            is_silent = _silent(known, quantity, values[:, 0], self.layers[quantity])
             columns = []
             with np.errstate(invalid="ignore", over="ignore"):
                 for number, statistic in enumerate(statistics):
                     kept = statistic.windows if self.window_steps > 1 else statistic.windows[:1]
-                    columns += [_AGGREGATES[name](values[:, number]) for name in kept]
+                    columns += [_AGGREGATES[name](values[:, number], is_silent) for name in kept]
             aggregated[quantity] = np.stack(columns, 1)
         return aggregated
 
@@ -177,6 +180,27 @@ def _stack(rows: Sequence[Row], quantity: str) -> Array:
     if all(array.shape[1] == size for array in arrays):
         return np.stack(arrays)
     return np.stack([np.pad(a, ((0, 0), (0, size - a.shape[1])), constant_values=np.nan) for a in arrays])
+
+
+def _silent(rows: Sequence[Row], quantity: str, main: Array, layers: Sequence[tuple[int, int]]) -> Array:
+    """Where a neuron has no value since its layer was not called, or got no gradient ``[steps, neurons]``.
+
+    Rows of several ranks do not tell: there, a layer is silent in which every neuron is NaN.
+    """
+    is_nan = np.isnan(main)
+    if quantity not in ("activation", "gradient") or not is_nan.any():
+        return is_nan
+    offsets = [offset for offset, neurons in layers if offset + neurons <= main.shape[1]]
+    sizes = [neurons for offset, neurons in layers if offset + neurons <= main.shape[1]]
+    is_silent = np.zeros_like(is_nan)
+    for number, row in enumerate(rows):
+        if row.raw is not None:
+            counts = row.raw.counts if quantity == "activation" else row.raw.gradient_counts
+            silent = [not count for count in counts[: len(sizes)]] + [True] * (len(sizes) - len(counts))
+        else:
+            silent = np.logical_and.reduceat(is_nan[number], offsets).tolist()
+        is_silent[number, : sum(sizes)] = np.repeat(silent, sizes)
+    return is_silent
 
 
 def _loss_record(rows: Sequence[Row]) -> Record:
