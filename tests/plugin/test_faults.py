@@ -26,6 +26,7 @@ from dgm_tb import open_run
 from dgm_tb.framing import frame
 from dgm_tb.plugin import runs as runs_module
 from dgm_tb.plugin import storage
+from dgm_tb.plugin.index import Index
 from dgm_tb.plugin.run import Run
 from dgm_tb.records import KINDS, PLUGIN_NAME, Record, encode, parse
 from dgm_tb.segment_names import segment_name
@@ -319,6 +320,58 @@ def test_a_thinned_segment_takes_the_place_of_its_originals(tmp_path: Path) -> N
         assert reader.dynamics("fc").steps.tolist() == [8, 11]
         assert reader.layers == sample.FLOW
         assert reader.gaps == []
+
+
+def test_the_index_is_whole_and_in_order_while_a_thinned_segment_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = pieces()
+    paths = write(tmp_path, parts)
+    run = open_run(tmp_path)
+    (recording,) = run.recordings
+    seen: list[list[int]] = []
+    take_in = Index.take_in
+
+    def look(index: Index, *arguments: Any) -> None:
+        seen.append([entry.first_step for entry in recording.entries("loss")])
+        take_in(index, *arguments)
+
+    monkeypatch.setattr(Index, "take_in", look)
+    replace_segments(paths, 1, 2, parts)
+    run.refresh()
+    assert len(seen) == len(thinned(1, 2, parts))
+    assert all(steps == [0, 3, 6, 9] for steps in seen)
+    assert [(e.path.name, e.first_step) for e in recording.entries("dynamics")] == [
+        ("000000.dgm", 0),
+        ("000001-000002.dgm", 3),
+        ("000003.dgm", 9),
+    ]
+
+
+def test_a_list_that_missed_a_segment_in_its_renaming_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(tmp_path, pieces())
+    run = open_run(tmp_path)
+    items, answers = storage.items, [lambda found: [item for item in found if item.name != "000002.dgm"]]
+
+    def hurried(folder: Any) -> Any:
+        found = items(folder)
+        return answers.pop()(found) if answers and folder.name == sample.NAME else found
+
+    monkeypatch.setattr(storage, "items", hurried)
+    before = run.revision
+    run.refresh()
+    assert answers == []
+    assert run.revision == before
+
+
+def test_a_thinned_segment_that_is_cut_short_is_damaged_at_once(tmp_path: Path) -> None:
+    path = sample.write(tmp_path, pieces()[0])
+    path.write_bytes(path.read_bytes()[:-9])
+    assert open_run(tmp_path).gaps == [], "it may still be being written"
+    path.rename(path.with_name(segment_name(0, 3)))
+    assert [gap["reason"] for gap in open_run(tmp_path).gaps] == ["incomplete record"]
 
 
 def test_a_view_is_whole_when_segments_are_thinned_before_it_is_read(tmp_path: Path) -> None:
