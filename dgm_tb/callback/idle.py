@@ -38,7 +38,7 @@ class IdleWatch:
             gradient_norms: Parameter -> norm of its gradient, of those that an optimizer was about to change.
 
         Returns:
-            Once, if there are any: module -> why it is idle (``detached``, ``unused`` or ``left out``).
+            Once, if there are any: module -> why it is idle: ``detached`` from the loss or ``left out`` of optimizers.
         """
         if self._n_steps >= LAST_LOOK or not gradient_norms:
             return {}

@@ -269,6 +269,6 @@ def test_a_collapsed_latent_is_dated_when_it_began() -> None:
 
 
 def test_what_trains_again_later_is_not_idle() -> None:
-    history = replace(mlp(), idle={"b": "detached", "unknown": "unused"})
+    history = replace(mlp(), idle={"b": "detached", "unknown": "left out"})
     (found,) = detect(history)
     assert found.module == "unknown"

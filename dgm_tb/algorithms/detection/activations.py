@@ -215,6 +215,7 @@ def _flat_neurons(history: History, layer: LayerHistory, std: Array) -> Array:
     flat = (std < FLAT).all(1)
     if before is not None and before.shape == std.shape:
         return np.flatnonzero(flat & (before < 0.01).all(1))  # else its gain is small, and that is no fault
+    flat &= (std > 1e-6).any(1)  # an input that never changes gives plain zeros, and harms nobody
     return np.flatnonzero(flat) if flat.mean() <= 0.5 else np.zeros(0, np.int64)
 
 

@@ -12,7 +12,9 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
             "exploding_activation exploding_gradient vanishing_gradient saturated dead_units loss_stalled lr_too_low "
             "lr_too_high loss_divergence norm_degenerate not_training corrupt_weight"
         ),
-        "not_training": "vanishing_gradient loss_stalled lr_too_low gan_imbalance mode_collapse posterior_collapse",
+        "not_training": (
+            "vanishing_gradient loss_stalled lr_too_low gan_imbalance mode_collapse posterior_collapse saturated"
+        ),
         "lr_too_high": (
             "exploding_activation exploding_gradient saturated dead_units loss_divergence loss_stalled "
             "vanishing_gradient mode_collapse gan_imbalance posterior_collapse corrupt_weight norm_degenerate"
@@ -34,7 +36,7 @@ CONSEQUENCES: dict[str, frozenset[str]] = {
         "posterior_collapse": "vanishing_gradient loss_stalled",
         "vanishing_gradient": "loss_stalled lr_too_low",
         "exploding_gradient": "loss_stalled lr_too_low",
-        "lr_too_low": "loss_stalled",
+        "lr_too_low": "loss_stalled posterior_collapse",
     }.items()
 }
 """Kind -> what it leads to; earlier kinds of the table explain later ones."""

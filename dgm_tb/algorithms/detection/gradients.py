@@ -29,7 +29,7 @@ def vanishing_gradient(history: History) -> list[Detection]:
     norms = np.array([_usual(layer) for layer in chain])
     behind = np.array([norms[n:].max() for n in range(len(norms))])
     lost = [n for n in range(len(chain)) if norms[n] < VANISHED * behind[n]]
-    if not lost:
+    if not lost or lost[0] > len(chain) // 3:  # a single one further back is a branch of little weight
         return []
     names = list(dict.fromkeys(chain[n].module for n in lost))
     first, largest = norms[lost[0]], behind[lost[0]]
@@ -56,10 +56,9 @@ def exploding_gradient(history: History) -> list[Detection]:
     chain = _chain(history)
     norms = np.array([_usual(layer) for layer in chain])
     for n, layer in enumerate(chain[:-1]):
-        behind = norms[n + 1 :]
-        behind = behind[behind > 0]
-        if len(behind) and norms[n] > EXPLODED * behind[-1] and norms[n] > 1:
-            ratio = norms[n] / behind[-1]
+        last = norms[max(n + 1, len(norms) - max(2, len(norms) // 4)) :].max()
+        if last > 0 and norms[n] > EXPLODED * last and norms[n] > 1:
+            ratio = norms[n] / last
             return [_explosion(history, layer, 0, f"its gradient is {ratio:.2g} times that of the last layer", ratio)]
     for step, module, numbers in history.explosions:
         return [_seen(history, step, module, numbers)]

@@ -115,7 +115,7 @@ class History:
         parents: DAG node id -> ids of the nodes it takes its inputs from.
         ops: DAG node id -> the class or function it is.
         examples: Layer -> largest ``|activation|`` of each example in the last steps ``[steps, examples]``.
-        idle: What the callback saw of parameters that do not train: module -> ``detached``, ``unused`` or ``left out``.
+        idle: What the callback saw of parameters that do not train: module -> ``detached`` or ``left out``.
         explosions: What the callback saw of exploding gradients: step, module, and the numbers.
         nonfinite_at: First non-finite step; None if there is none.
         blamed: First and last step of each example or batch that was found guilty while training.

@@ -20,13 +20,19 @@ def posterior_collapse(history: History) -> list[Detection]:
         if kl is None or kl.shape[1] < 2 or mean.steps[-1] + 1 < MIN_STEPS:
             continue
         inactive = (kl[:, -2:] < INACTIVE).all(1)
-        if inactive.mean() < COLLAPSED:
+        if inactive.mean() < COLLAPSED or _is_waking(kl):
             continue
         share = (kl < INACTIVE).mean(0) >= COLLAPSED
         onset = int(np.flatnonzero(~share)[-1]) + 1 if (~share).any() else 0
         step = int(mean.steps[onset - 1]) + 1 if onset else 0
         return [_collapse(history, mean, logvar, np.flatnonzero(inactive), kl, step)]
     return []
+
+
+def _is_waking(kl: Array) -> bool:
+    """Whether the divergence grows: a fresh network's posterior is close to the prior, too."""
+    total = kl.mean(0)
+    return bool(total[-1] > 2 * total.min() and total[-1] > 0.3 * INACTIVE)
 
 
 def _posteriors(history: History) -> list[tuple[LayerHistory, LayerHistory | None]]:

@@ -6,7 +6,7 @@ import numpy as np
 
 from dgm_tb.algorithms.detection.flow import nearest_layers
 from dgm_tb.algorithms.detection.history import MIN_STEPS, Array, Detection, History
-from dgm_tb.algorithms.detection.trend import trend
+from dgm_tb.algorithms.detection.trend import is_warming_up, trend
 
 STALL_STEPS = 96
 """A plateau shorter than this is no plateau."""
@@ -33,7 +33,7 @@ def loss_stalled(history: History) -> list[Detection]:
     went = trend(history)
     if went is None or len(history.losses[went.name][0]) < STALL_STEPS or history.nonfinite_at is not None:
         return []
-    if went.gain > 0.1 or went.best < went.early - 0.15 * abs(went.early):
+    if is_warming_up(history) or went.gain > 0.1 or went.best < went.early - 0.15 * abs(went.early):
         return []
     for node, (kind, _) in history.nodes.items():
         if kind not in ("loss", "module") or node == "loss":

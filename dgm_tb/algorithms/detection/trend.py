@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from dgm_tb.algorithms.detection.history import Array, History, Track
+from dgm_tb.algorithms.detection.history import Array, History
 
 SMOOTHING = 8
 """Steps over which losses are averaged before their extremes are compared."""
@@ -64,9 +64,13 @@ def _trend(name: str, steps: Array, values: Array) -> Trend | None:
     return Trend(name, float(values[0]), float(np.median(early)), float(smooth.min()), float(np.median(late)), noise)
 
 
-def since(track: Track, is_bad: Array) -> int | None:
-    """The step from which on something holds to the end; None if it does not hold at the end."""
-    if not len(is_bad) or not is_bad[-1]:
-        return None
-    good = np.flatnonzero(~is_bad)
-    return int(track.steps[good[-1] + 1 if len(good) else 0])
+WARMING = 1.5
+"""Updates at the end over those in the middle, from which on the learning rate is still rising."""
+
+
+def is_warming_up(history: History) -> bool:
+    """Whether the updates of most layers are still growing at the end: then the training has hardly begun."""
+    ratios = [layer.track("update").known().values for layer in history.weighted]
+    ratios = [values for values in ratios if len(values) >= 8]
+    grows = [np.median(v[-len(v) // 4 :]) > WARMING * np.median(v[len(v) // 4 : len(v) // 2]) for v in ratios]
+    return 2 * sum(map(bool, grows)) > len(grows)

@@ -139,8 +139,9 @@ def _overwritten(history: History, layer: LayerHistory) -> tuple[int, float, flo
     leaps = np.maximum(after, 1e-12) / np.maximum(before, 1e-12)
     changed = np.maximum(leaps, 1 / leaps)
     is_silent = (changed > 1 + 10 * reach) & (update.values[2:] < 0.3)
-    far = np.flatnonzero((changed > OVERWRITTEN) & (is_silent | (_of_others(history, layer)[2:] < 0.1)))
-    if not len(far) or not before[far[0]] > 0:
+    has_begun = before > 0.1 * np.sqrt(len(layer.low))  # weights that begin at zero grow by any ratio
+    far = np.flatnonzero(has_begun & (changed > OVERWRITTEN) & (is_silent | (_of_others(history, layer)[2:] < 0.1)))
+    if not len(far):
         return None
     first = far[0] + 1
     step = _leap_between(layer, int(weight.steps[first]) + 1, int(weight.steps[first + 1]))
@@ -186,7 +187,7 @@ def _leap(norm: Array) -> tuple[int, Array] | None:
     for window in range(growth.shape[1]):
         if np.median(growth[:, window]) > 1.5:
             continue
-        far = norm[:, window + 1] > 3 * np.median(norm[:, window + 1])
+        far = norm[:, window + 1] > max(3 * np.median(norm[:, window + 1]), 2 * norm[:, : window + 1].max(), 1.0)
         neurons = np.flatnonzero((growth[:, window] > LEAP) & far)
         if 0 < len(neurons) <= max(1, len(norm) // 10):
             return window + 1, neurons[np.argsort(-growth[neurons, window])]
@@ -238,8 +239,10 @@ def not_training(history: History) -> list[Detection]:
 
 
 _WHY = {
-    "detached": ("never gets a gradient", "look for detach(), torch.no_grad() or .data between it and the loss"),
-    "unused": ("is never used in a training step", "use it, or take it out of the model"),
+    "detached": (
+        "never gets a gradient",
+        "look whether it is used at all, and for detach(), torch.no_grad() or .data between it and the loss",
+    ),
     "left out": ("gets gradients but is never updated", "pass its parameters to an optimizer, or freeze them"),
 }
 
