@@ -21,8 +21,8 @@ _AGGREGATES: dict[str, Callable[[Array, Array], Array]] = {
     "min": lambda values, _: np.fmin.reduce(values, 0),
     "max": lambda values, _: np.fmax.reduce(values, 0),
 }
-"""Of a window's values ``[steps, neurons]``. A NaN that was measured makes the mean NaN; the smallest and the largest value
-are those of the other steps."""
+"""Of a window's values ``[steps, neurons]``. A NaN that was measured makes the mean NaN; the smallest and the largest
+value are those of the other steps."""
 
 
 def _mean(values: Array, is_silent: Array) -> Array:
