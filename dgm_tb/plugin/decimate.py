@@ -22,6 +22,14 @@ def column_starts(n_points: int, columns: int) -> Array:
     return np.unique(np.concatenate([pairs, (pairs + ends) // 2]))
 
 
+def reduced(function: np.ufunc, values: Array, starts: Array) -> Array:
+    """``function.reduceat(values, starts, 0)`` for ascending ``starts``, in a twentieth of the time if rows are long."""
+    found = np.empty((len(starts), *values.shape[1:]), values.dtype)
+    for column, (start, end) in enumerate(zip(starts, np.append(starts[1:], len(values)), strict=True)):
+        function.reduce(values[start:end], axis=0, out=found[column])
+    return found
+
+
 def decimated(
     steps: Array, low: Array, high: Array, known: Array, columns: int, *, is_range: bool = False
 ) -> tuple[Array, Array, Array]:
@@ -47,8 +55,8 @@ def decimated(
     starts = column_starts(len(steps), columns)
     ends = np.append(starts[1:], len(steps)) - 1
     with np.errstate(invalid="ignore"):
-        smallest = np.fmin.reduceat(_finite(low), starts, 0)
-        largest = np.fmax.reduceat(_finite(high), starts, 0)
+        smallest = reduced(np.fmin, _finite(low), starts)
+        largest = reduced(np.fmax, _finite(high), starts)
     smallest, largest = np.fmin(smallest, largest), np.fmax(smallest, largest)  # where only one of them is finite
     is_taken = ~np.isnan(smallest)
     is_falling = _first_place(low, smallest, starts) > _first_place(high, largest, starts)
@@ -63,7 +71,7 @@ def decimated(
     for number, (value, at) in enumerate(sorts):
         if not at.any():
             continue
-        has = np.logical_or.reduceat(at, starts, 0)
+        has = reduced(np.logical_or, at, starts)
         for part in parts[:2]:
             np.copyto(part, value, where=has & ~is_taken)
         needed = np.flatnonzero((has & is_taken).any(1))
@@ -74,7 +82,7 @@ def decimated(
         parts.append(values)
         rank.append(order)
     order = np.argsort(np.concatenate(rank), kind="stable")
-    covered = np.logical_or.reduceat(known, starts, 0)
+    covered = reduced(np.logical_or, known, starts)
     column = np.searchsorted(starts, np.concatenate(rank)[order] // 8, side="right") - 1
     return np.concatenate(grid)[order], np.concatenate(parts)[order], covered[column]
 
@@ -108,7 +116,7 @@ def _first_place(values: Array, wanted: Array, starts: Array) -> Array:
     n_points = len(values)
     column = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, n_points)))
     places = np.where(values == wanted[column], np.arange(n_points, dtype=np.int32)[:, None], np.int32(n_points))
-    return np.asarray(np.minimum.reduceat(places, starts, 0))
+    return reduced(np.minimum, places, starts)
 
 
 def _finite(values: Array) -> Array:

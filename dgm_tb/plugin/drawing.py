@@ -6,7 +6,7 @@ import numpy as np
 
 from dgm_tb.algorithms.sampling import blue_noise_order
 from dgm_tb.plugin import tracks
-from dgm_tb.plugin.decimate import column_starts
+from dgm_tb.plugin.decimate import column_starts, reduced
 from dgm_tb.plugin.tracks import Spans, Windows
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -73,7 +73,7 @@ def thinned(main: Array) -> Array:
     if len(values) <= 2 * SAMPLING_COLUMNS:
         return values.T
     starts = column_starts(len(values), SAMPLING_COLUMNS)
-    return np.concatenate([np.minimum.reduceat(values, starts, 0), np.maximum.reduceat(values, starts, 0)]).T
+    return np.concatenate([reduced(np.minimum, values, starts), reduced(np.maximum, values, starts)]).T
 
 
 def _farthest(main: Array, outliers: Array, limit: int) -> Array:

@@ -1,5 +1,6 @@
 """What windows say of the steps within them where a recording was thinned out: there, too, no extreme may be missed."""
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,13 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def is_thinned(entry: Entry) -> bool:
     """Whether a record is in a segment that replaces others."""
-    span = segment_span(entry.path.name)
-    return span is not None and entry.path.name != segment_name(span[0])
+    return _replaces_others(entry.path.name)
+
+
+@lru_cache(4096)
+def _replaces_others(name: str) -> bool:
+    span = segment_span(name)
+    return span is not None and name != segment_name(span[0])
 
 
 def thinned_windows(bounds: Array, entries: list[Entry]) -> Array:

@@ -129,7 +129,8 @@ def observed_steps(spans: Spans, quantity: str) -> Array:
         entries = recording.entries("layer_statistics", quantity=quantity)
         joined = recording.joined(("steps", quantity), entries, lambda e, file: (e.read("steps", file=file),))
         parts += [steps[steps < limit] for steps in joined]
-    return np.unique(np.concatenate(parts))
+    steps = np.concatenate(parts)
+    return steps if (steps[1:] > steps[:-1]).all() else np.unique(steps)
 
 
 def windows(

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dgm_tb.plugin.decimate import decimated, percentiles
+from dgm_tb.plugin.decimate import column_starts, decimated, percentiles, reduced
 
 SPECIAL = [np.nan, np.inf, -np.inf]
 
@@ -66,3 +66,18 @@ def test_percentiles_are_those_of_the_finite_values(n_bad: int) -> None:
         finite = row[np.isfinite(row)]
         expected = np.percentile(finite, (5, 25, 50, 75, 95)) if len(finite) else np.full(5, np.nan)
         np.testing.assert_allclose(column, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("function", [np.minimum, np.maximum, np.fmin, np.fmax])
+@pytest.mark.parametrize(("n_points", "columns"), [(1, 1), (7, 3), (300, 64), (300, 299)])
+def test_reduced_columns_are_those_of_reduceat(function: np.ufunc, n_points: int, columns: int) -> None:
+    values = np.random.default_rng(0).normal(size=(n_points, 5)).astype(np.float32)
+    values[:: max(1, n_points // 3), 2] = np.nan
+    starts = column_starts(n_points, columns)
+    found = reduced(function, values, starts)
+    assert found.dtype == values.dtype
+    np.testing.assert_array_equal(found, function.reduceat(values, starts, 0))
+    flags = np.isnan(values)
+    np.testing.assert_array_equal(
+        reduced(np.logical_or, flags, starts), np.logical_or.reduceat(flags, starts, 0), strict=True
+    )
