@@ -23,7 +23,7 @@ def column_starts(n_points: int, columns: int) -> Array:
 
 
 def reduced(function: np.ufunc, values: Array, starts: Array) -> Array:
-    """``function.reduceat(values, starts, 0)`` for ascending ``starts``, in a twentieth of the time if rows are long."""
+    """``function.reduceat(values, starts, 0)`` for ascending ``starts``, in a twentieth of the time with long rows."""
     found = np.empty((len(starts), *values.shape[1:]), values.dtype)
     for column, (start, end) in enumerate(zip(starts, np.append(starts[1:], len(values)), strict=True)):
         function.reduce(values[start:end], axis=0, out=found[column])
