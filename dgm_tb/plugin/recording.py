@@ -2,7 +2,7 @@
 
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -15,12 +15,10 @@ from dgm_tb.plugin.entry import Entry, opened
 from dgm_tb.plugin.index import Index, Table
 from dgm_tb.plugin.joining import together
 from dgm_tb.plugin.live import Live
+from dgm_tb.plugin.reading import Read, by_path, read_each
 from dgm_tb.plugin.segments import Gap, Segment
-from dgm_tb.plugin.storage import Item, Openable, OpenFile, Place
+from dgm_tb.plugin.storage import Item, Place
 from dgm_tb.segment_names import LIVE_NAME, current_segments, segment_name, segment_span
-
-Read = Callable[[Entry, OpenFile], Arrays]
-"""From an entry and its open segment to arrays, the same number each time; trailing axes may grow."""
 
 
 @dataclass(frozen=True)
@@ -182,17 +180,18 @@ class Recording:
         """The arrays, and whether all bytes could be read."""
         parts: list[Arrays] = []
         is_whole = True
-        for path, group in _by_path(entries):
+        for path, group in by_path(entries):
             trouble = None
             try:
                 with opened(path) as file:
-                    if file.is_remote:
-                        file.fetch(_ranges(read, group))
-                    parts += [found for entry in group if (found := _try(read, entry, file))]
+                    found, error = read_each(read, group, file)
+                    parts += found
+                    if error is not None:
+                        raise error
                 self._doubts.pop(path.name, None)
-            except RecordError as error:
-                self._doubt(path.name, error)
-                is_whole, trouble = False, str(error)
+            except RecordError as problem:
+                self._doubt(path.name, problem)
+                is_whole, trouble = False, str(problem)
             self._note(path.name, trouble)
         return together(parts), is_whole
 
@@ -345,51 +344,3 @@ def _holes(segments: Mapping[str, Segment]) -> dict[str, list[Gap]]:
             missing = segment_name(last + 1) + (f" to {segment_name(first - 1)}" if first > last + 2 else "")
             holes[name] = [Gap(segments[name].offset, 0, f"{missing} missing")]
     return holes
-
-
-def _by_path(entries: list[Entry]) -> Iterator[tuple[Place | Openable, list[Entry]]]:
-    group: list[Entry] = []
-    for entry in entries:
-        if group and group[0].path is not entry.path:
-            yield group[0].path, group
-            group = []
-        group.append(entry)
-    if group:
-        yield group[0].path, group
-
-
-def _try(read: Read, entry: Entry, file: OpenFile) -> Arrays | None:
-    """The arrays; None if this record can't be understood."""
-    try:
-        return read(entry, file)
-    except StaleIndexError:
-        raise
-    except (RecordError, ValueError, IndexError):
-        return None
-
-
-class _Plan:
-    """Notes what would be read of a file."""
-
-    is_remote = False
-
-    def __init__(self) -> None:
-        self.ranges: list[tuple[int, int]] = []
-
-    def read_at(self, offset: int, n_bytes: int) -> bytes:
-        self.ranges.append((offset, n_bytes))
-        return bytes(n_bytes)
-
-    def fetch(self, ranges: Any) -> None:
-        raise NotImplementedError
-
-    def status(self) -> Any:
-        raise NotImplementedError
-
-
-def _ranges(read: Read, entries: list[Entry]) -> list[tuple[int, int]]:
-    """The ranges of their file that will be read: where they lie does not depend on what is in them."""
-    plan = _Plan()
-    for entry in entries:
-        _try(read, entry, plan)
-    return plan.ranges

@@ -1,8 +1,9 @@
-"""The starts of a training in one run folder: in which order they came, and which of them ran at the same time."""
+"""The starts of a training in one run folder: their order, and what is to be said of them."""
 
 from collections.abc import Iterable
 
 from dgm_tb.plugin.recording import Recording
+from dgm_tb.records import SCHEMA_VERSION
 
 MAX_NAMED = 5
 
@@ -44,3 +45,19 @@ def at_once(recordings: list[Recording]) -> str | None:
         f"{len(names)} trainings wrote this run at the same time (recordings {', '.join(names[:MAX_NAMED])}{more}):"
         f" from step {newest.resume_step} on the one that started last is shown, {newest.name}"
     )
+
+
+def newer(recording: Recording) -> list[str]:
+    """What only a newer version understands of a recording."""
+    found = []
+    schema = recording.facts.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA_VERSION:
+        found.append(
+            f"recording {recording.name} has schema {schema}, this version reads up to {SCHEMA_VERSION}: "
+            "update dgm_tb to see all of it"
+        )
+    for name, count in recording.unknown_kinds.items():
+        plural, they = ("", "was") if count == 1 else ("s", "were")
+        what = f"array{plural} {name!r}" if "." in name else f"record{plural} of the unknown kind {name!r}"
+        found.append(f"{count} {what} {they} skipped: a newer dgm_tb wrote {'it' if count == 1 else 'them'}")
+    return found

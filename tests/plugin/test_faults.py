@@ -228,6 +228,22 @@ def test_what_can_not_be_read_for_a_while_is_said_and_not_kept(
     assert run.notes == []
 
 
+def test_a_bad_sector_costs_what_lies_on_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = pieces()
+    path = sample.write(tmp_path, [record for part in parts for record in part])
+    run, pread = open_run(tmp_path), os.pread
+    bad = next(entry for entry in run.recordings[0].entries("loss") if entry.first_step == 3)
+
+    def fail(file: int, n_bytes: int, offset: int) -> bytes:
+        if offset < bad.offset + bad.length and bad.offset < offset + n_bytes:
+            raise OSError(5, "Input/output error")
+        return pread(file, n_bytes, offset)
+
+    monkeypatch.setattr(os, "pread", fail)
+    assert run.losses["train_loss"].steps.tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11]
+    assert run.notes == [f"recording {sample.NAME}: {path.name} can't be read: Input/output error"]
+
+
 # -- files that come, go and change places -----------------------------------------------------------------------------
 
 
