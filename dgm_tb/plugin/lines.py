@@ -38,7 +38,7 @@ class View(NamedTuple):
         statistic: One of its statistics.
         first: First step.
         last: Last step.
-        columns: A range with fewer windows is seen at every step where that was kept.
+        columns: A range with fewer windows is seen at every step where that was kept; 0: never.
     """
 
     run: Run
@@ -50,12 +50,12 @@ class View(NamedTuple):
     columns: int
 
     @classmethod
-    def asked(cls, run: Run, arguments: Arguments) -> "View":
+    def asked(cls, run: Run, arguments: Arguments, *, has_columns: bool = True) -> "View":
         """The view that a request is about."""
         layer = arguments.text("layer")
         quantity = arguments.text("quantity", "activation", tuple(STATISTICS))
         statistic = arguments.text("statistic", STATISTICS[quantity][0].name)
-        columns = arguments.number("columns", 400, 1, MAX_COLUMNS)
+        columns = arguments.number("columns", 400, 1, MAX_COLUMNS) if has_columns else 0
         return cls(run, layer, quantity, statistic, *asked_range(run, arguments), columns)
 
     @property

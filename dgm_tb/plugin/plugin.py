@@ -32,6 +32,7 @@ JSON_ROUTES = {
     "run": "views.run_facts",
     "graph": "views.graph",
     "findings": "views.findings",
+    "unusual": "unusual.unusual",
 }
 ARRAY_ROUTES = {
     "losses": "charts.losses",

@@ -101,10 +101,10 @@ def brush(run: Run, arguments: Arguments) -> Answer:
 
 def similar(run: Run, arguments: Arguments) -> Answer:
     """Route ``similar``."""
-    view = View.asked(run, arguments)
+    view = View.asked(run, arguments, has_columns=False)
     n_neurons = view.n_neurons()
     neuron, limit = arguments.number("neuron", None, 0, n_neurons - 1), arguments.number("limit", 32, 1, 2000)
-    key = (id(run), run.folder, "histories", view[1:-1])
+    key = (id(run), run.folder, "histories", view[1:])
     features, n_snapshots = CACHE.made(key, run.read_revision, lambda: _histories(view))
     if neuron >= len(features):
         raise BadArgument(f"neuron is below {len(features)}, the neurons with a history in this range; got {neuron}")

@@ -41,6 +41,10 @@ JSON_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type]]] = {
          "unrecorded": dict, "no_contribution": dict},
     ),
     "findings": ({}, {}),
+    "unusual": (
+        {"layer": "fc"},
+        {**VIEW, "neurons": int, "count": int, "common": dict, "unusual": list},
+    ),
 }  # fmt: skip
 
 # Route -> arguments, facts of the header, arrays with dtype and axes (letters stand for lengths that must agree).
@@ -105,7 +109,7 @@ ARRAY_SAMPLES: dict[str, tuple[dict[str, str], dict[str, type], dict[str, str]]]
     "matrix": (
         {"source": "fc", "target": "out"},
         {"source": str, "target": str, "step": int, "direction": str, "samples": str, "kind": str, "neurons": list,
-         "largest": list},
+         "largest": list, "ended": dict},
         {"values": "f4 5 4", "scaled": "f4 5 4", "targets": "i4 5", "sources": "i4 4", "rest": "f4 5"},
     ),
     "samples": (

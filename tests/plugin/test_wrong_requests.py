@@ -25,13 +25,14 @@ from dgm_tb.plugin import plugin as plugin_module
 REQUIRED = {
     "dynamics": ["layer"], "neurons": ["layer"], "contributions": ["layer"], "matrix": ["source", "target"],
     "samples": ["finding"], "density": ["layer"], "nearest": ["layer"], "brush": ["layer"], "similar": ["layer"],
+    "unusual": ["layer"],
 }  # fmt: skip
 LINES = ["layer", "quantity", "statistic"]
 NAMES = {
     "minis": ["quantity", "statistic"], "dynamics": ["layer", "quantity", "statistic"], "neurons": ["layer"],
     "contributions": ["layer", "samples"], "matrix": ["source", "target", "direction", "samples"],
     "samples": ["finding"], "lines": [*LINES], "density": [*LINES, "scale"], "nearest": [*LINES, "scale"],
-    "brush": [*LINES, "scale", "kind"], "similar": [*LINES],
+    "brush": [*LINES, "scale", "kind"], "similar": [*LINES], "unusual": [*LINES],
 }  # fmt: skip
 VIEW = {"first": None, "last": None, "columns": (1, 4000)}
 NUMBERS = {
@@ -40,6 +41,7 @@ NUMBERS = {
     "nearest": {**VIEW, "limit": (1, 256)},
     "brush": VIEW,
     "similar": {"first": None, "last": None, "neuron": (0, 4), "limit": (1, 2000)},
+    "unusual": {"first": None, "last": None, "limit": (1, 500)},
     "losses": {"first": None, "last": None, "columns": (1, 4000)},
     "minis": {"center": None, "span": (1, 100_000), "columns": (1, 4000)},
     "dynamics": {"first": None, "last": None, "k": (1, 2000), "columns": (1, 4000)},
@@ -175,7 +177,7 @@ def test_a_recording_that_has_only_begun_answers_every_route(tmp_path: Path, rou
         sample.write(tmp_path / str(number), records)
         client = make_client(tmp_path / str(number))
         for name in JSON_SAMPLES:
-            assert get(client, name, run=".").status_code in (200, 404)
+            assert get(client, name, **{**sample_arguments(name), "run": "."}).status_code in (200, 404)
         answer = get(client, route, **{**sample_arguments(route), "run": "."})
         assert answer.status_code in (200, 404)
         if answer.status_code == 404:
