@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from dgm_tb.errors import RecordError
 
 NODE_KINDS = ("module", "op", "random", "loss", "input", "detach", "parameter")
-LINK_KINDS = ("channels", "flatten", "unflatten")
+LINK_KINDS = ("channels", "flatten", "unflatten", "exact")
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,8 @@ class Link:
     The columns of the target's matrix are its input channels (or features). Source neuron ``c`` owns the columns
     ``start + c * group ... start + (c + 1) * group - 1``. ``kind`` says what lies between: ``channels`` (group 1,
     element-wise operations, normalisation, pooling), ``flatten`` (feature maps flattened into features, group =
-    positions), ``unflatten`` (units reshaped into feature maps; the matrix has one column per channel and position).
+    positions), ``unflatten`` (units reshaped into feature maps; the matrix has one column per channel and position),
+    ``exact`` (anything: the pair has a matrix of its own, with one column per source neuron).
     """
 
     source: str

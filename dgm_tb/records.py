@@ -130,9 +130,10 @@ KINDS: dict[str, Kind] = {
         "at findings; inputs of the abnormal and the normal examples, largest |activation| of each per layer",
     ),
     "contribution": Kind(
-        {"values": ("targets", "columns")},
+        {"values": ("targets", "columns"), "relevance": ("targets",)},
         ("step", "target", "direction", "samples", "columns"),
-        "at snapshots and at findings",
+        "at snapshots and at findings; relevance: what each target neuron has to hand on",
+        frozenset({"relevance"}),
     ),
     "relevance": Kind(
         {"values": ("neurons",), "input": ("*",)},

@@ -199,7 +199,9 @@ def contribution_records(step: int, samples: str = "batch", finding: str | None 
                 "columns": columns,
                 "finding": finding,
             }
-            yield _at("contribution", step, step, body, {"values": sign * contribution_values(target, columns)})
+            values = sign * contribution_values(target, columns)
+            arrays = {"values": values, "relevance": values.sum(1, dtype=np.float32) + 1}
+            yield _at("contribution", step, step, body, arrays)
 
 
 FINDINGS = {

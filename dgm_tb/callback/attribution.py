@@ -20,6 +20,9 @@ from dgm_tb.records import Record, compact
 MAX_ENTRIES = 1 << 22
 """Larger matrices are not recorded."""
 
+MAX_GRADIENT_BYTES = 1 << 28
+"""So much is kept of gradients until the step has ended."""
+
 Rules = Mapping[Any, Any]
 
 
@@ -35,6 +38,9 @@ class Attribution:
 
     Attributes:
         unscaled: Takes a loss scale out of a gradient.
+        exact: Target -> sources of the links whose matrices need the step run again, see ``exact.py``.
+        gradients: Target -> gradient of its output, as far as these links need it and there is room.
+        failures: Target -> why it has no matrix, although it should.
     """
 
     def __init__(
@@ -43,8 +49,15 @@ class Attribution:
         self.step = step
         self.selections = selections
         self.unscaled: Callable[[Tensor], Tensor] = lambda gradient: gradient
-        self._kept: list[tuple[dict[str, Any], Tensor]] = []
+        self._kept: list[tuple[dict[str, Any], Tensor, Tensor | None]] = []
         self.failures: dict[str, str] = {}
+        self.rules = rules
+        self.exact: dict[str, list[str]] = {}
+        for link in graph.links:
+            if link.kind == "exact":
+                self.exact.setdefault(link.target, []).append(link.source)
+        self.gradients: dict[str, Tensor] = {}
+        self._gradient_bytes = 0
         self._by_position = {link.target for link in graph.links if link.kind == "unflatten"}
         self._rules = {key: rule for key, rule in rules.items() if isinstance(key, type)}
         self._finding = finding
@@ -61,13 +74,19 @@ class Attribution:
         for samples, position in self.selections.items():
             chosen = _selected(slot, position, x, output)
             if chosen is not None:
-                self._take(slot, "forward", samples, chosen[0], None)
+                self._take(slot, "forward", samples, chosen[0], None, chosen[1])
 
     def on_gradient(self, slot: Slot, gradient: Tensor, is_first_turn: bool) -> None:
         """Take the backward matrix of one layer, once its gradient is known; of a loop that of its first turn."""
-        if is_first_turn and slot.name in self._inputs:
+        if not is_first_turn or (slot.name not in self._inputs and slot.name not in self.exact):
+            return
+        gradient = self.unscaled(gradient.detach())
+        n_bytes = gradient.numel() * gradient.element_size()
+        if slot.name in self.exact and self._gradient_bytes + n_bytes <= MAX_GRADIENT_BYTES:
+            self.gradients[slot.name] = gradient
+            self._gradient_bytes += n_bytes
+        if slot.name in self._inputs:
             _, x = self._inputs[slot.name]
-            gradient = self.unscaled(gradient.detach())
             for samples, position in self.selections.items():
                 chosen = _selected(slot, position, x, gradient)
                 if chosen is not None:
@@ -76,42 +95,77 @@ class Attribution:
     def _has_matrix(self, module: nn.Module) -> bool:
         return isinstance(module, MATRIX_TYPES) or any(isinstance(module, kind) for kind in self._rules)
 
-    def _take(self, slot: Slot, direction: str, samples: str, x: Tensor, gradient: Tensor | None) -> None:
+    def _take(
+        self, slot: Slot, direction: str, samples: str, x: Tensor, gradient: Tensor | None, output: Tensor | None = None
+    ) -> None:
         module = self._inputs[slot.name][0]
         rule = "epsilon" if gradient is None else "gradient"
         try:
             with torch.no_grad(), no_collectives():
                 rules = self._rules if gradient is None else None
                 matrix = contribution_matrix(module, x, rule=rule, output_relevance=gradient, rules=rules)
-                self._keep(slot, direction, samples, "channel", matrix)
+                totals = _totals(slot, module, matrix, gradient, output)
+                self._keep(slot, direction, samples, "channel", matrix, totals)
                 if slot.name in self._by_position and len(matrix) * x[0].numel() <= MAX_ENTRIES:
                     by_position = contribution_by_position(module, x, rule=rule, output_relevance=gradient)
-                    self._keep(slot, direction, samples, "position", by_position.flatten(1))
+                    self._keep(slot, direction, samples, "position", by_position.flatten(1), totals)
         except Exception as error:
             self.failures[slot.name] = f"{type(error).__name__}: {error}"
 
-    def _keep(self, slot: Slot, direction: str, samples: str, columns: str, matrix: Tensor) -> None:
-        if matrix.numel() > MAX_ENTRIES:
-            return
-        body = {
+    def body(self, target: str, direction: str, samples: str, columns: str) -> dict[str, Any]:
+        """What a record says of its matrix."""
+        return {
             "step": self.step,
-            "target": slot.name,
+            "target": target,
             "direction": direction,
             "samples": samples,
             "columns": columns,
             "finding": self._finding,
         }
-        self._kept.append((body, matrix.float()))
+
+    def _keep(
+        self, slot: Slot, direction: str, samples: str, columns: str, matrix: Tensor, totals: Tensor | None
+    ) -> None:
+        if matrix.numel() <= MAX_ENTRIES:
+            body = self.body(slot.name, direction, samples, columns)
+            self._kept.append((body, matrix.float(), totals))
 
     def records(self) -> list[Record]:
         """The matrices with a finite number in them; waits for the device they are on."""
-        found = [(body, matrix.cpu().numpy()) for body, matrix in self._kept]
-        made = []
-        for body, values in found:
-            if np.isfinite(values).any():
-                arrays, scale = compact({"values": values})
-                made.append(Record("contribution", self.step, self.step, body | scale, arrays))
-        return made
+        made = [matrix_record(self.step, *kept) for kept in self._kept]
+        return [record for record in made if np.isfinite(record.arrays["values"]).any()]
+
+
+def matrix_record(step: int, body: dict[str, Any], matrix: Tensor, totals: Tensor | None) -> Record:
+    """The record of one contribution matrix.
+
+    Args:
+        step: The step.
+        body: What it says of the matrix.
+        matrix: ``[targets, columns]``.
+        totals: What each target neuron has to hand on ``[targets]``, if known: the row of the matrix adds up to it, but
+            for what biases and stabilisers keep and what other sources get.
+    """
+    arrays, scale = compact({"values": matrix.detach().float().cpu().numpy()})
+    if totals is not None:
+        arrays["relevance"] = totals.detach().float().cpu().numpy()
+    return Record("contribution", step, step, body | scale, arrays)
+
+
+def _totals(
+    slot: Slot, module: nn.Module, matrix: Tensor, gradient: Tensor | None, output: Tensor | None
+) -> Tensor | None:
+    """Relevance of each target neuron: its output, or output times gradient, which is input and bias times gradient."""
+    axis = -1 if slot.is_last_axis else 1
+    if gradient is None:
+        return None if output is None else _per_neuron(output.detach(), axis)
+    bias = getattr(module, "bias", None)
+    sums = matrix.sum(1)
+    return sums if bias is None else sums + bias.detach() * _per_neuron(gradient, axis)
+
+
+def _per_neuron(x: Tensor, axis: int) -> Tensor:
+    return x.float().movedim(axis, 0).flatten(1).sum(1)
 
 
 def _selected(slot: Slot, position: int | None, x: Tensor, output: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -9,7 +9,7 @@ from dgm_tb.callback.links import MATRIX_TYPES, SAME_CHANNELS_MODULES, LinkFinde
 from dgm_tb.callback.loops import folded
 from dgm_tb.callback.slots import Slot, type_name
 from dgm_tb.callback.trace import Trace
-from dgm_tb.graph import Graph, Weight
+from dgm_tb.graph import Graph, Link, Weight
 
 
 def build_graph(
@@ -38,14 +38,22 @@ def build_graph(
     modules = dict(root.named_modules())
     finder = LinkFinder(pruned, slots)
     for slot in slots:
-        module = modules.get(slot.module)
-        if isinstance(module, MATRIX_TYPES):
-            links, reason = finder.sources_of(slot, module)
-            graph.links.extend(links)
-            if not links:
-                graph.no_contribution[slot.name] = reason
-        elif slot.type in SAME_CHANNELS_MODULES:
-            graph.no_contribution[slot.name] = f"{slot.type} keeps its neurons apart: each comes from its own one"
-        else:
-            graph.no_contribution[slot.name] = f"no contribution rule for {slot.type}"
+        links, reason = _links(finder, slot, modules)
+        graph.links.extend(links)
+        if not links:
+            graph.no_contribution[slot.name] = reason
     return graph
+
+
+def _links(finder: LinkFinder, slot: Slot, modules: dict[str, nn.Module]) -> tuple[list[Link], str]:
+    """Links into one layer, or why there are none."""
+    module = modules.get(slot.module)
+    if slot.type in SAME_CHANNELS_MODULES:
+        return [], f"{slot.type} keeps its neurons apart: each comes from its own one"
+    if "[" in slot.name[len(slot.module) :]:
+        return [], f"a further output of {slot.module}; contributions are those to its first one"
+    links: list[Link] = []
+    reason = "no layer with weights comes before it"
+    if isinstance(module, MATRIX_TYPES):
+        links, reason = finder.sources_of(slot, module)
+    return links + finder.exact_sources_of(slot, modules, links), reason

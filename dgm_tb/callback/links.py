@@ -4,6 +4,7 @@ The axis of the neurons is followed through every function, so that neurons that
 way are never joined with the wrong columns.
 """
 
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -37,8 +38,18 @@ _SAME_CHANNELS_OPS = frozenset(
 _RESHAPES = frozenset("Flatten Unflatten flatten unflatten view reshape squeeze unsqueeze view_as".split())
 _CONCATENATIONS = frozenset(("cat", "concat", "concatenate"))
 
+MAX_SOURCES = 12
+"""Sources of one layer with a matrix of their own: in a long residual stream every layer is fed by all before it."""
+
 _MAX_STEPS = 10_000
 """Nodes looked at for one target: nested concatenations of the same tensors branch without end."""
+
+
+def is_neuron_layer(slot: Slot, module: nn.Module | None) -> bool:
+    """Whether a layer makes neurons of its own: it has weights, and does not just keep those before it apart."""
+    if module is None or slot.type in SAME_CHANNELS_MODULES:
+        return False
+    return next(module.parameters(), None) is not None
 
 
 @dataclass(frozen=True)
@@ -89,6 +100,31 @@ class LinkFinder:
         if axis < 1:
             return [], "its input has no axis of examples"
         return self._walk(*parents[0], _Columns(target.name, (axis, axis + 1), width))
+
+    def exact_sources_of(self, target: Slot, modules: Mapping[str, nn.Module], known: Sequence[Link]) -> list[Link]:
+        """Links into any layer from the nearest neuron layers that ``known`` ones do not come from, the nearest first.
+
+        Args:
+            target: The layer.
+            modules: All modules of the model.
+            known: Links into it.
+        """
+        if target.name not in self._trace.nodes:
+            return []
+        joined = {link.source for link in known}
+        found: dict[str, None] = {}
+        seen, queue = {(target.name, "")}, deque(self._parents(target.name))
+        while queue and len(found) < MAX_SOURCES:
+            name, place = queue.popleft()
+            if (name, place) in seen:
+                continue
+            seen.add((name, place))
+            slot = self._slots.get(self._trace.nodes[name].layer + place)
+            if slot is None or not is_neuron_layer(slot, modules.get(slot.module)):
+                queue.extend(self._parents(name))
+            elif slot.name not in joined and slot.name != target.name:
+                found[slot.name] = None
+        return [Link(source, target.name, "exact", 0, 1) for source in found]
 
     def _walk(self, name: str, place: str, columns: _Columns) -> tuple[list[Link], str]:
         """Links from the output at ``place`` of the node ``name``, and those upstream of it."""

@@ -17,6 +17,7 @@ from dgm_tb.callback.attribution import Attribution
 from dgm_tb.callback.capture import Capture
 from dgm_tb.callback.compiled import is_compiled
 from dgm_tb.callback.distributed import Leader, join_team
+from dgm_tb.callback.exact import exact_records
 from dgm_tb.callback.examples import batch_size
 from dgm_tb.callback.governor import Governor
 from dgm_tb.callback.inquiry import Inquiry
@@ -165,13 +166,15 @@ class Recorder:
         is_due = self._governor.is_due(self.step) or self.map.must_trace
         self._weighs = is_due and self.step // self._governor.cadence % self._weigh_every == 0
         self.vitals.begin()
-        self.weights.begin(copy=self._weighs or self.vitals.steps_often or not self._can_look)
+        is_snapshot = is_due and self.is_leading and self._is_snapshot()
+        is_rerun = is_snapshot and self._has_links("exact")
+        self.weights.begin(copy=self._weighs or self.vitals.steps_often or not self._can_look or is_rerun)
         self.loss_scale.begin()
         self._before = remember(self.step, batch, batch_idx, indices, self.map.modules)
         self.is_in_step = True
         if is_due:
             self.capture.begin(batch_size(batch))
-            if self.is_leading and self._is_snapshot():
+            if is_snapshot:
                 graph = self.map.graph or Graph()
                 self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
                 self._attribution.unscaled = self.loss_scale.divided
@@ -401,7 +404,7 @@ class Recorder:
         step.was_skipped = any(map(bool, departure.overflows))
         if departure.weight_norms is not None and not math.isfinite(float(departure.weight_norms.sum())):
             step.bad_weights = self.weights.nonfinite_parameters()
-        self._write_attribution(departure.attribution)
+        self._write_attribution(departure.attribution, departure.before)
         return step
 
     def _on_silence(self, step: int) -> None:
@@ -430,8 +433,11 @@ class Recorder:
             return
         self._windows.slots, self._windows.layers = self.capture.slots, self.map.layout()
         self.write(Record("graph", self.step, self.step, self.map.graph.to_json()))
-        if is_first and any(link.kind == "unflatten" for link in self.map.graph.links):
+        if is_first and self._has_links("unflatten", "exact"):
             self._extra_snapshot = self.step + self._governor.cadence
+
+    def _has_links(self, *kinds: str) -> bool:
+        return self.map.graph is not None and any(link.kind in kinds for link in self.map.graph.links)
 
     def _is_snapshot(self) -> bool:
         first = self.options.snapshot_steps
@@ -440,13 +446,25 @@ class Recorder:
         scale = 10 ** int(np.log10(self.step / first) + 1e-9)
         return any(self.step == first * scale * m for m in (1, 2, 5)) or (first == 1 and self.step < 10)
 
-    def _write_attribution(self, attribution: Attribution | None) -> None:
+    def _write_attribution(self, attribution: Attribution | None, before: Before | None) -> None:
         if attribution is None:
             return
         for record in attribution.records():
             self.write(record)
+        self.write_exact(attribution, before)
         for layer, failure in attribution.failures.items():
             self.note(f"no contributions of {layer} at step {attribution.step}: {failure}")
+
+    def write_exact(self, attribution: Attribution, before: Before | None) -> None:
+        """Run the step of an attribution again for the matrices that need it, and write them."""
+        if attribution.exact and self.map.graph is not None:
+            weights, slots = self.weights_before(), self.capture.slots
+            what = self.root, before, weights, self.rerun, attribution, self.map.graph, slots
+            records, failures = exact_records(*what)
+            for record in records:
+                self.write(record)
+            for failure in failures:
+                self.note(failure)
 
     def _take_in(self, row: Row) -> None:
         if self.team is None:

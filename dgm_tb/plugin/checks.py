@@ -140,7 +140,9 @@ BODIES: dict[str, dict[str, Check]] = {
     },
     "contribution": {
         "step": is_step, "target": is_text, "direction": is_text, "samples": is_text, "columns": is_text,
-        "finding": optional(is_text), "exponents": _exponents,
+        "finding": optional(is_text), "exponents": _exponents, "source": optional(is_text), "reason": optional(is_text),
+        "total": is_number, "noise": is_number,
+        "arrived": mapping_of(is_number), "leaked": mapping_of(is_number), "stopped": mapping_of(is_number),
     },
     "relevance": {
         "step": is_step, "target": is_text, "neuron": is_step, "sample": is_step, "layers": list_of(_is_part),

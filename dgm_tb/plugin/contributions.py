@@ -68,6 +68,7 @@ def matrix(run: Run, arguments: Arguments) -> Answer:
         "kind": found.kind,
         "neurons": list(values.shape),
         "largest": found.largest[targets],
+        "ended": found.ended,
     }
     shown = np.ix_(targets, sources)
     is_left_out = np.isin(np.arange(values.shape[1]), sources, invert=True)
@@ -135,6 +136,7 @@ def _column(
         "kind": link.kind if link is not None else None,
         "step": None,
         "directions": [],
+        "ended": {},
         "reason": None,
     }
     arrays: dict[str, Array] = {}
@@ -158,6 +160,7 @@ def _column(
             continue
         raw, scaled = _of_focus(found, role, neuron)
         column["directions"].append(direction)
+        column["ended"][direction] = found.ended
         arrays[direction], arrays[f"{direction}_scaled"] = float32(raw), float32(scaled)
     return column, arrays
 
@@ -176,8 +179,7 @@ def _of_focus(found: ContributionMatrix, role: str, neuron: int | None) -> tuple
 
 def _steps(run: Run, link: Link, direction: str, samples: str) -> list[int]:
     """Steps with a matrix for this link."""
-    columns = "position" if link.kind == "unflatten" else "channel"
-    return run.contribution_steps(link.target, direction, samples, columns)
+    return run.contribution_steps(link, direction, samples)
 
 
 def _nearest(steps: list[int], step: int) -> int | None:

@@ -25,7 +25,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "layer_statistics": ("quantity",),
     "dynamics": ("quantity",),
     "polylines": ("quantity", "statistic"),
-    "contribution": ("target", "direction", "samples", "columns"),
+    "contribution": ("target", "direction", "samples", "columns", "source"),
     "samples": ("finding",),
     "relevance": ("finding",),
 }

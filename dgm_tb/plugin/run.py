@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 DIRECTIONS = ("forward", "backward")
 EXAMPLES = ("batch", "abnormal", "normal")
+ENDS = ("total", "arrived", "leaked", "stopped", "noise")
 
 
 def _settled(method: "Callable[Concatenate[Run, P], T]") -> "Callable[Concatenate[Run, P], T]":
@@ -295,14 +296,15 @@ class Run:
             if name not in known:
                 raise UnknownNameError(f"no contributions {name!r}; there are {', '.join(known)}")
         link = self.link(source, target)
-        columns = "position" if link.kind == "unflatten" else "channel"
-        found = self._contributions(target, direction, samples, columns)
+        found = self._contributions(link, direction, samples)
         if step not in found:
             steps = ", ".join(map(str, sorted(found))) or "none"
             raise UnknownNameError(
                 f"no {direction} contributions of {samples} into {target!r} at step {step}; snapshots: {steps}"
             )
-        matrix = found[step].read("values").astype(np.float32)
+        body, matrix = found[step].body, found[step].read("values").astype(np.float32)
+        if body.get("reason"):
+            raise UnknownNameError(f"no contributions from {source!r} to {target!r} at step {step}: {body['reason']}")
         layers = find_layer(self.graph, source), find_layer(self.graph, target)
         n_source, n_target = (layer.neurons if layer is not None else -1 for layer in layers)
         group = max(link.group, 1)
@@ -311,7 +313,11 @@ class Run:
             raise UnknownNameError(
                 f"the matrix {list(matrix.shape)} of {target!r} at step {step} does not fit its link from {source!r}"
             )
-        return ContributionMatrix(part.reshape(n_target, n_source, group).sum(2), step, link.kind)
+        result = ContributionMatrix(part.reshape(n_target, n_source, group).sum(2), step, link.kind)
+        if "relevance" in found[step].arrays:
+            result.relevance = found[step].read("relevance").astype(np.float32)
+        result.ended = {key: body[key] for key in ENDS if key in body}
+        return result
 
     def link(self, source: str, target: str) -> Link:
         """The link between two layers.
@@ -330,9 +336,9 @@ class Run:
             + (f" ({reason})" if reason else "")
         )
 
-    def contribution_steps(self, target: str, direction: str, samples: str, columns: str = "channel") -> list[int]:
-        """Steps with a matrix into ``target``."""
-        return sorted(self._contributions(target, direction, samples, columns))
+    def contribution_steps(self, link: Link, direction: str, samples: str) -> list[int]:
+        """Steps with a matrix of the layers that a link joins."""
+        return sorted(self._contributions(link, direction, samples))
 
     def evidence(self, kind: str, finding: str) -> list[Entry]:
         """Records of a kind (``samples``, ``relevance``) that belong to a finding, by its id."""
@@ -365,8 +371,11 @@ class Run:
             if entry.first_step < limit
         ]
 
-    def _contributions(self, target: str, direction: str, samples: str, columns: str) -> dict[int, Entry]:
-        found = self._entries("contribution", target=target, direction=direction, samples=samples, columns=columns)
+    def _contributions(self, link: Link, direction: str, samples: str) -> dict[int, Entry]:
+        columns = {"unflatten": "position", "exact": "neurons"}.get(link.kind, "channel")
+        source = link.source if link.kind == "exact" else None
+        wanted = {"target": link.target, "direction": direction, "samples": samples}
+        found = self._entries("contribution", **wanted, columns=columns, source=source)
         return {entry.last_step: entry for entry, limit in found if entry.last_step < limit}
 
     def missing(self, layer: str, quantity: str) -> UnknownNameError:

@@ -88,21 +88,28 @@ class ContributionMatrix(np.ndarray[Any, np.dtype[np.float32]]):
 
     Attributes:
         step: The attributed snapshot.
-        kind: What lies between the layers: ``channels``, ``flatten`` or ``unflatten``.
+        kind: What lies between the layers: ``channels``, ``flatten``, ``unflatten`` or ``exact``.
+        relevance: What each target neuron had to hand on ``[target neurons]``, to all its sources; None: not recorded.
+        ended: Of an exact matrix, where the relevance of the whole target went, as far as the nearest layers: its
+            ``total``, what ``arrived`` at each source, ``leaked`` and ``stopped`` by function, and ``noise``.
     """
 
     step: int
     kind: str
+    relevance: Array | None
+    ended: dict[str, Any]
 
     def __new__(cls, values: Array, step: int, kind: str) -> "ContributionMatrix":
         """Wrap an array."""
         matrix = np.asarray(values, np.float32).view(cls)
-        matrix.step, matrix.kind = step, kind
+        matrix.step, matrix.kind, matrix.relevance, matrix.ended = step, kind, None, {}
         return matrix
 
     def __array_finalize__(self, other: Any) -> None:
         self.step = getattr(other, "step", -1)
         self.kind = getattr(other, "kind", "")
+        self.relevance = getattr(other, "relevance", None)
+        self.ended = getattr(other, "ended", {})
 
     @property
     def largest(self) -> Array:

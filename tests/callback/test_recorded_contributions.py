@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from models import CASES, GAN, VAE, Attentive, images, tokens
+from models import CASES, GAN, VAE, images
 from torch import Tensor, nn
 from training import Recording, fit, loader
 
@@ -134,13 +134,6 @@ def test_snapshots_are_taken_at_the_first_step_and_at_1_2_5_times_snapshot_steps
     fit(GAN(), loader(images()), tmp_path, callback, max_epochs=4)
     steps = {record.body["step"] for record in Recording.of(tmp_path).kind("contribution")}
     assert steps == {0, 1, 2, 4, 10, 20}
-
-
-def test_layers_without_a_rule_say_so_and_a_rule_of_the_users_is_used(tmp_path: Path) -> None:
-    fit(Attentive(), loader(tokens()), tmp_path / "none", DGMTrackerCallback())
-    recording = Recording.of(tmp_path / "none")
-    assert "no contribution rule for MultiheadAttention" in recording.graph.no_contribution["attention"]
-    assert not [r for r in recording.kind("contribution") if r.body["target"] == "attention"]
 
 
 def test_matrices_survive_their_way_to_the_disk_at_any_scale(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ propagation (LRP) in one sentence: output ``z_j = sum_i z_ij + b_j`` hands input
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
@@ -148,9 +148,16 @@ def replace_leaves(tree: Any, replace: Callable[[Any], Any]) -> Any:
 
 
 def tensors_in(tree: Any) -> list[Tensor]:
-    """All tensors inside nested tuples, lists and dicts, in order."""
+    """All tensors inside nested tuples, lists, dicts and dataclasses, in order."""
     found: list[Tensor] = []
-    replace_leaves(tree, lambda leaf: found.append(leaf) if isinstance(leaf, Tensor) else None)
+
+    def note(leaf: Any) -> None:
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif is_dataclass(leaf) and not isinstance(leaf, type):
+            found.extend(tensors_in(vars(leaf)))
+
+    replace_leaves(tree, note)
     return found
 
 
