@@ -151,19 +151,14 @@ class Backlog:
             self._in_hand = None
             self._changed.notify_all()
 
-    def put_back(self, entry: Entry) -> None:
-        """What was taken could not be written: it is the next again, or left out."""
+    def put_back(self, entry: Entry, reason: str) -> None:
+        """What was taken could not be written: it is the next again, and all detail is left out until ``allow``."""
         with self._lock:
+            self._limit, self._reason, self._is_failing = 0, reason, True
             self._in_hand = None
             lane = self._lane(entry)
             self._n_bytes += entry.n_bytes
             lane.appendleft(entry)
-            self._thin()
-
-    def hold(self, reason: str) -> None:
-        """From now on leave out all detail, until ``allow``."""
-        with self._lock:
-            self._limit, self._reason, self._is_failing = 0, reason, True
             self._thin()
             self._changed.notify_all()
 

@@ -141,8 +141,7 @@ class SegmentWriter:
         self._warn_of(error)
         if self._is_last_try:
             raise error
-        self._backlog.hold(f"writing failed ({error.strerror or error})")
-        self._backlog.put_back(entry)
+        self._backlog.put_back(entry, f"writing failed ({error.strerror or error})")
         self._is_failing, self._detail_from = True, time.monotonic() + RETRY_SECONDS
         if entry.records[0].kind in DETAIL:
             self._detail_from = time.monotonic() + self._pause

@@ -139,46 +139,44 @@ def test_alarm_records_are_bounded_with_one_warning_and_the_end_still_comes() ->
     assert ("end", 12) in taken
 
 
-def test_while_held_no_detail_is_kept_and_the_note_tells_the_reason() -> None:
+def _fail(backlog: Backlog) -> tuple[str, int]:
+    """Take a record and find that it can't be written."""
+    entry = backlog.take()
+    assert entry is not None
+    backlog.put_back(entry, "the disk was full")
+    return entry.records[0].kind, entry.records[0].last_step
+
+
+def test_where_writing_fails_no_detail_is_kept_and_one_note_tells_the_reason() -> None:
     backlog = Backlog()
     backlog.put(_record("loss", 0))
     backlog.put(_record("dynamics", 1))
-    failed = backlog.take()
-    assert failed is not None
-    backlog.hold("the disk was full")
-    backlog.put_back(failed)
+    assert _fail(backlog) == ("loss", 0)
     backlog.put(_record("layer_statistics", 2))
     backlog.put(_record("loss", 3))
     assert not backlog.flush(60.0), "it would wait for a disk that fails"
-    kinds = []
-    for _ in range(2):
+    for step in (0, 3):
         entry = backlog.take()
         assert entry is not None
-        kinds.append((entry.records[0].kind, entry.records[0].last_step))
-    assert kinds == [("loss", 0), ("loss", 3)]
+        assert (entry.records[0].kind, entry.records[0].last_step) == ("loss", step)
+        backlog.done()
     backlog.allow()
     backlog.put(_record("dynamics", 4))
-    assert backlog.take() is not None
-    backlog.hold("the disk was full")
+    assert _fail(backlog) == ("dynamics", 4)
     backlog.put(_record("loss", 5))
-    entry = backlog.take()
-    assert entry is not None
-    assert entry.records[0].kind == "loss", "it is not over yet"
+    assert _fail(backlog) == ("loss", 5), "it is not over yet: no note"
+    backlog.allow()
     backlog.release()
     backlog.put(_record("dynamics", 6))
     (text,) = _notes(backlog)
     assert "the disk was full" in text
-    assert "1 of dynamics (steps 1 to 1), 1 of layer_statistics (steps 2 to 2)" in text
+    assert "2 of dynamics (steps 1 to 4), 1 of layer_statistics (steps 2 to 2)" in text
 
 
-def test_detail_that_could_not_be_written_is_counted() -> None:
+def test_at_the_end_the_note_comes_even_if_no_detail_could_be_written() -> None:
     backlog = Backlog()
     backlog.put(_record("dynamics", 7))
-    failed = backlog.take()
-    assert failed is not None
-    backlog.hold("the disk was full")
-    backlog.put_back(failed)
-    backlog.release()
+    _fail(backlog)
     (text,) = _notes(backlog)
     assert "1 of dynamics (steps 7 to 7)" in text
 

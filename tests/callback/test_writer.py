@@ -6,6 +6,7 @@ import itertools
 import os
 import resource
 import shutil
+import signal
 import time
 import warnings
 from pathlib import Path
@@ -70,6 +71,7 @@ def test_a_forked_process_writes_nothing(tmp_path: Path) -> None:
     out.flush()
     child = os.fork()
     if child == 0:
+        signal.alarm(20)  # kills it if it waits for a writer that it does not have
         out.write(loss_of(1))
         out.flush()
         out.close()
