@@ -267,19 +267,13 @@ def joints(low: Floats, high: Floats) -> tuple[Floats, Floats]:
 
 def _take_in(extent: Floats, values: Floats, first: Array, stop: Array, extreme: np.ufunc) -> None:
     """Extend what is known of each column by the points first to stop - 1 that touch it."""
-    touched = np.flatnonzero(stop > first)
-    if not len(touched):
-        return
-    if (stop[touched] - first[touched] == 1).all():
-        found = _rows(values, first[touched])
-    else:
-        pairs = np.stack([first[touched], stop[touched]], 1).ravel()
-        padded = np.append(values, values[-1:], 0) if pairs[-1] == len(values) else values
-        found = extreme.reduceat(padded, pairs, 0)[::2]
-    if len(touched) == len(extent):
-        extreme(extent, found, out=extent)
-    else:
-        extent[touched] = extreme(extent[touched], found)
+    for number in range(int((stop - first).max(initial=0))):  # reduceat takes ten times as long on whole rows
+        touched = np.flatnonzero(stop - first > number)
+        found = _rows(values, first[touched] + number)
+        if len(touched) == len(extent):
+            extreme(extent, found, out=extent)
+        else:
+            extent[touched] = extreme(extent[touched], found)
 
 
 def _rows(values: Floats, index: Array) -> Floats:

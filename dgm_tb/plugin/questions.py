@@ -34,7 +34,7 @@ def lines(run: Run, arguments: Arguments) -> Answer:
     n_neurons = view.n_neurons()
     neurons = np.array(arguments.numbers("neurons", MAX_LINES, n_neurons - 1))
     windows, places = windows_of(view, neurons)
-    columns = view.columns
+    columns = min(view.columns, max(MAX_ANSWER // (11 * len(neurons)), 1))  # two points of 5 bytes, and a bit more
     while True:
         facts, arrays = line_chart(view, windows, neurons, columns, places)
         if sum(array.nbytes for array in arrays.values()) <= MAX_ANSWER or columns == 1:
