@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
-import { decode } from "../../dgm_tb/plugin/static/wire.js";
+import { decode } from "../../dgm_tb/plugin/static/api.js";
 
 /** Encodes as http_api.md says. */
 function encode(header, arrays) {

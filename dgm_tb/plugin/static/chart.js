@@ -24,12 +24,23 @@ import { formatStep, formatValue } from "./format.js";
  * @property {[number, number]} yRange in scaled units
  * @property {Theme} theme
  * @property {Draw} draw
+ * @property {Drag} [drag] what dragging does; `time` by default
+ */
+
+/** Zoom in time, in time and value, or a stroke that the view asks a question with. @typedef {"time" | "zoom" | "box" | "line"} Drag */
+
+/**
+ * A stroke from one point to another; values in scaled units.
+ *
+ * @typedef {{ kind: "box" | "line", step1: number, value1: number, step2: number, value2: number, add: boolean, remove: boolean }} Stroke
  */
 
 /**
  * @typedef {object} ChartEvents
- * @property {(step: number) => void} onPick click: a step
- * @property {(range: [number, number] | null) => void} onZoom drag, Alt + wheel; null on double-click
+ * @property {(step: number, event: MouseEvent) => void} onPick click: a step
+ * @property {(range: [number, number] | null, values: [number, number] | null) => void} onZoom drag, Alt + wheel: steps, and values
+ *   in scaled units where these were chosen, too; nulls on double-click
+ * @property {(stroke: Stroke) => void} [onStroke]
  * @property {(step: number | null, value: number, distance: (step: number, value: number) => number) => void} onHover
  */
 
@@ -54,6 +65,7 @@ export class Chart {
     this.observer = new ResizeObserver(() => this.#resize());
     this.observer.observe(host);
     this.#listen();
+    this.#setDrag();
     this.#paint();
   }
 
@@ -62,6 +74,7 @@ export class Chart {
     const isNewTheme = state.theme !== this.state.theme;
     this.state = state;
     if (isNewTheme) this.plot.axes.forEach((axis) => Object.assign(axis, { stroke: () => this.state.theme.muted }));
+    this.#setDrag();
     this.plot.setScale("x", { min: 0, max: 1 }); // the range functions below decide; this only makes uPlot ask
     this.plot.redraw();
   }
@@ -84,6 +97,70 @@ export class Chart {
   destroy() {
     this.observer.disconnect();
     this.plot.destroy();
+  }
+
+  /** The plot's size in CSS pixels. @returns {[number, number]} */
+  get size() {
+    return [this.plot.bbox.width / devicePixelRatio, this.plot.bbox.height / devicePixelRatio];
+  }
+
+  /** The chart as it is on screen, axes and all. */
+  toCanvas() {
+    const axes = this.plot.ctx.canvas;
+    const canvas = Object.assign(document.createElement("canvas"), { width: axes.width, height: axes.height });
+    const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
+    const { left, top } = this.plot.bbox;
+    context.fillStyle = this.state.theme.surface;
+    context.fillRect(0, 0, axes.width, axes.height);
+    for (const [layer, x, y] of /** @type {const} */ ([[axes, 0, 0], [this.base, left, top], [this.top, left, top]])) context.drawImage(layer, x, y);
+    return canvas;
+  }
+
+  /** The same by any other pen. @param {CanvasRenderingContext2D} pen @returns {{ width: number, height: number }} device pixels */
+  paint(pen) {
+    const { width, height } = this.plot.ctx.canvas;
+    const { left, top, width: inner, height: tall } = this.plot.bbox;
+    const { scale, xRange, yRange, theme } = this.state;
+    pen.fillStyle = theme.surface;
+    pen.fillRect(0, 0, width, height);
+    Object.assign(pen, { font: `${11 * devicePixelRatio}px Roboto, system-ui, sans-serif`, fillStyle: theme.muted, strokeStyle: theme.line, lineWidth: 1 });
+    const view = this.#view();
+    const rule = (/** @type {[number, number]} */ from, /** @type {[number, number]} */ to) => { pen.beginPath(); pen.moveTo(...from); pen.lineTo(...to); pen.stroke(); };
+    for (const at of linearTicks(...xRange, Math.max(2, inner / devicePixelRatio / 90)).filter(Number.isInteger)) {
+      rule([left + view.x(at), top], [left + view.x(at), top + tall]);
+      pen.textAlign = "center";
+      pen.fillText(formatStep(at), left + view.x(at), top + tall + 15 * devicePixelRatio);
+    }
+    for (const at of ticks(scale, ...yRange, Math.max(2, tall / devicePixelRatio / 26))) {
+      rule([left, top + view.y(at)], [left + inner, top + view.y(at)]);
+      pen.textAlign = "right";
+      pen.fillText(formatValue(tidy(at)), left - 6 * devicePixelRatio, top + view.y(at) + 4 * devicePixelRatio);
+    }
+    pen.textAlign = "left";
+    pen.translate(left, top);
+    this.state.draw(pen, view);
+    this.overlay?.(pen, view);
+    pen.restore();
+    return { width, height };
+  }
+
+  /** @returns {View} */
+  #view() {
+    const { width, height } = this.plot.bbox;
+    const { scale, xRange, yRange, theme } = this.state;
+    const xUnit = width / (xRange[1] - xRange[0]);
+    const yUnit = height / (yRange[1] - yRange[0]);
+    return {
+      width, height, theme, ratio: devicePixelRatio,
+      x: (step) => (step - xRange[0]) * xUnit,
+      y: (value) => height - (scale.apply(value) - yRange[0]) * yUnit,
+    };
+  }
+
+  #setDrag() {
+    const drag = this.state.drag ?? "time";
+    Object.assign(/** @type {any} */ (this.plot.cursor.drag), { x: drag === "time" || drag === "zoom", y: drag === "zoom", uni: drag === "zoom" ? 24 : undefined });
+    this.plot.over.classList.toggle("asks", drag === "box" || drag === "line");
   }
 
   /** CSS pixels from the plot's left edge; from our own range, since uPlot takes over a new one later. @param {number} step */
@@ -111,29 +188,55 @@ export class Chart {
     const context = /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
     context.clearRect(0, 0, width, height);
     if (!draw || !width || !height) return;
-    const { scale, xRange, yRange, theme } = this.state;
-    const xUnit = width / (xRange[1] - xRange[0]);
-    const yUnit = height / (yRange[1] - yRange[0]);
     context.save();
-    draw(context, {
-      width, height, theme, ratio: devicePixelRatio,
-      x: (step) => (step - xRange[0]) * xUnit,
-      y: (value) => height - (scale.apply(value) - yRange[0]) * yUnit,
-    });
+    draw(context, this.#view());
     context.restore();
   }
 
   #listen() {
     const over = this.plot.over;
     let pressed = /** @type {[number, number] | null} */ (null);
-    over.addEventListener("mousedown", (event) => (pressed = [event.clientX, event.clientY]));
+    const hasMoved = (/** @type {MouseEvent} */ event) => pressed !== null && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4;
+    over.addEventListener("mousedown", (event) => {
+      pressed = [event.clientX, event.clientY];
+      if (over.classList.contains("asks") && event.button === 0) this.#stroke(event);
+    });
     over.addEventListener("click", (event) => {
-      const moved = pressed && Math.hypot(event.clientX - pressed[0], event.clientY - pressed[1]) > 4;
-      if (!moved) this.events.onPick(this.#stepAt(event));
+      if (!hasMoved(event)) this.events.onPick(this.#stepAt(event), event);
     });
     over.addEventListener("mousemove", (event) => this.events.onHover(this.#stepAt(event), this.#valueAt(event), this.#distanceTo(event)));
     over.addEventListener("mouseleave", () => this.events.onHover(null, NaN, () => Infinity));
     over.addEventListener("wheel", (event) => this.#wheel(event), { passive: false });
+  }
+
+  /** Follows the pointer until it is released. @param {MouseEvent} down */
+  #stroke(down) {
+    const kind = this.state.drag === "line" ? "line" : "box";
+    const box = this.plot.over.getBoundingClientRect();
+    const place = (/** @type {MouseEvent} */ event) => /** @type {[number, number]} */ ([
+      Math.max(0, Math.min(box.width, event.clientX - box.left)), Math.max(0, Math.min(box.height, event.clientY - box.top)),
+    ]);
+    const [left, top] = place(down);
+    const mark = document.createElement("i");
+    mark.className = `stroke ${kind}`;
+    this.plot.over.append(mark);
+    const move = (/** @type {MouseEvent} */ event) => {
+      const [x, y] = place(event);
+      Object.assign(mark.style, kind === "box"
+        ? { left: `${Math.min(left, x)}px`, top: `${Math.min(top, y)}px`, width: `${Math.abs(x - left)}px`, height: `${Math.abs(y - top)}px` }
+        : { left: `${left}px`, top: `${top}px`, width: `${Math.hypot(x - left, y - top)}px`, transform: `rotate(${Math.atan2(y - top, x - left)}rad)` });
+    };
+    const up = (/** @type {MouseEvent} */ event) => {
+      removeEventListener("mousemove", move);
+      mark.remove();
+      const [x, y] = place(event);
+      if (Math.hypot(x - left, y - top) <= 4) return;
+      const at = (/** @type {number} */ place) => this.plot.posToVal(place, "x");
+      const value = (/** @type {number} */ place) => this.plot.posToVal(place, "y");
+      this.events.onStroke?.({ kind, step1: at(left), value1: value(top), step2: at(x), value2: value(y), add: event.shiftKey, remove: event.altKey });
+    };
+    addEventListener("mousemove", move);
+    addEventListener("mouseup", up, { once: true });
   }
 
   /** @param {MouseEvent} event */
@@ -165,7 +268,7 @@ export class Chart {
     const [first, last] = this.state.xRange;
     const at = this.#stepAt(event);
     const factor = event.deltaY > 0 ? 1.25 : 0.8;
-    this.events.onZoom([Math.floor(at - (at - first) * factor), Math.ceil(at + (last - at) * factor)]);
+    this.events.onZoom([Math.floor(at - (at - first) * factor), Math.ceil(at + (last - at) * factor)], null);
   }
 
   /** @returns {import("./vendor/vendor.js").uPlot.Options} */
@@ -196,7 +299,7 @@ export class Chart {
         },
       ],
       cursor: { x: false, y: false, points: { show: false }, drag: { x: true, y: false, setScale: false, dist: 5 },
-        bind: { dblclick: () => () => (this.events.onZoom(null), null) } },
+        bind: { dblclick: () => () => (this.events.onZoom(null, null), null) } },
       hooks: {
         setSelect: [(plot) => this.#zoomTo(plot)],
         draw: [() => this.#paint()],
@@ -206,11 +309,15 @@ export class Chart {
 
   /** @param {import("./vendor/vendor.js").uPlot} plot */
   #zoomTo(plot) {
-    const { left, width } = plot.select;
-    if (width < 5) return;
-    const range = /** @type {[number, number]} */ ([Math.floor(plot.posToVal(left, "x")), Math.ceil(plot.posToVal(left + width, "x"))]);
+    const { left, width, top, height } = plot.select;
+    const [fullWidth, fullHeight] = this.size;
     plot.setSelect({ left: 0, top: 0, width: 0, height: 0 }, false);
-    if (range[1] - range[0] >= 2) this.events.onZoom(range);
+    /** @type {[number, number]} */
+    const range = width < fullWidth - 1 ? [Math.floor(plot.posToVal(left, "x")), Math.ceil(plot.posToVal(left + width, "x"))] : this.state.xRange;
+    const isPart = this.state.drag === "zoom" && height > 5 && height < fullHeight - 1;
+    /** @type {[number, number] | null} */
+    const values = isPart ? [plot.posToVal(top + height, "y"), plot.posToVal(top, "y")] : null;
+    if (width >= 5 && range[1] - range[0] >= 2) this.events.onZoom(range, values);
   }
 }
 

@@ -73,6 +73,12 @@ export function drawBand(context, view, steps, low, high, color) {
   }
 }
 
+/** An image over a part of the plot. @param {CanvasRenderingContext2D} context @param {HTMLCanvasElement} image @param {number} left @param {number} top @param {number} right @param {number} bottom */
+export function drawImage(context, image, left, top, right, bottom) {
+  context.imageSmoothingEnabled = true;
+  context.drawImage(image, left, top, right - left, bottom - top);
+}
+
 /** @param {Numbers} low @param {Numbers} high @param {number} i */
 function isFinitePair(low, high, i) {
   return Number.isFinite(low[i]) && Number.isFinite(high[i]);

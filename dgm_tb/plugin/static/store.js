@@ -20,6 +20,8 @@ export const failure = signal(/** @type {Error | null} */ (null));
 
 /** First and last step that the time charts show; null is all. */
 export const range = signal(/** @type {[number, number] | null} */ (null));
+/** Steps around the focus snapshot that the mini charts show. */
+export const span = signal(64);
 /** Step under the pointer in any time chart. */
 export const hoverStep = signal(/** @type {number | null} */ (null));
 /** Layer filter: a regular expression as typed. */

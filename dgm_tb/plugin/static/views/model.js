@@ -2,17 +2,17 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "../vendor/vendor.js";
 import { getArrays } from "../api.js";
-import { formatStep, words } from "../format.js";
+import { formatInteger, formatStep, words } from "../format.js";
 import { MAX_VISIBLE, ROOT, autoOpen, buildTree, lineage, reveal, visiblePart } from "../graph/tree.js";
-import { bounds, detail, filter, filtered, findings, findingsByLayer, graph, quantity, revision, select, selection, step } from "../store.js";
-import { ErrorNote, Note, Panel, Skeleton, useResource } from "../ui.js";
+import { bounds, detail, filter, filtered, findings, findingsByLayer, graph, quantity, revision, select, selection, span, step } from "../store.js";
+import { ErrorNote, Note, Panel, Select, Skeleton, useResource } from "../ui.js";
 import { Heading, ModelNode, boxSize, miniLine } from "./node.js";
 
 /** @typedef {import("../types.d.ts").Box} Box */
 /** @typedef {import("../types.d.ts").Layout} Layout */
 /** @typedef {import("../types.d.ts").ModelGraph} ModelGraph */
 
-const SPAN = 64;
+const SPANS = [16, 64, 256, 1024, 4096, 16384].map((span) => ({ value: String(span), label: `${formatInteger(span)} steps` }));
 const READABLE = 0.72;
 
 let worker = /** @type {Worker | null} */ (null);
@@ -55,7 +55,8 @@ export function Model() {
     <button class="button" title="Show the whole model" onClick=${() => viewport.current?.fit()}>Fit</button>`;
   const title = detail.value?.model ? html`<code>${detail.value.model}</code>` : "";
   return html`<${Panel} name="Model" className="area-model" title=${title} tools=${model ? tools : null}
-    footer=${model && miniStatistic() ? html`<span>mini charts: ${miniTitle()}</span>` : null}>
+    footer=${model && miniStatistic() ? html`<span class="disclosure">mini charts: ${miniTitle()}</span>
+      <${Select} label="window around the focus snapshot" hideLabel value=${String(span.value)} options=${SPANS} onChange=${(/** @type {string} */ value) => (span.value = Number(value))} />` : null}>
     ${model
       ? html`<${Diagram} key=${detail.value?.run} model=${model} viewport=${viewport} />`
       : detail.value ? html`<${Note}>The model's graph appears with the first training batch.<//>` : html`<${Skeleton} rows=${8} />`}
@@ -64,8 +65,8 @@ export function Model() {
 
 function miniTitle() {
   const [first, last] = bounds.value;
-  const low = Math.max(first, step.value - SPAN / 2);
-  return `${quantity.value} ${words(miniStatistic())}, steps ${formatStep(low)} to ${formatStep(Math.min(last, step.value + SPAN / 2))}`;
+  const low = Math.max(first, step.value - span.value / 2);
+  return `${quantity.value} ${words(miniStatistic())}, steps ${formatStep(low)} to ${formatStep(Math.min(last, step.value + span.value / 2))}`;
 }
 
 /** The statistic of the mini charts: layers have others than neurons. */
@@ -76,8 +77,8 @@ function miniStatistic() {
 
 /** Layer name -> its line around the focus snapshot. */
 function useMinis() {
-  const center = Math.round(step.value / (SPAN / 4)) * (SPAN / 4); // asked for once per quarter of the window
-  const query = { run: detail.value?.run, quantity: quantity.value, statistic: miniStatistic(), center, span: 2 * SPAN, columns: 96 };
+  const center = Math.round(step.value / (span.value / 4)) * (span.value / 4); // asked for once per quarter of the window
+  const query = { run: detail.value?.run, quantity: quantity.value, statistic: miniStatistic(), center, span: 2 * span.value, columns: 96 };
   const key = detail.value && query.statistic ? JSON.stringify(query) : null;
   const resource = useResource(key, revision.value, () => getArrays("minis", query, revision.value), 60);
   return useMemo(() => {
@@ -279,7 +280,7 @@ function Scene({ part, layout, open, model, here, act }) {
       const isDimmed = visibleNames && !box.layers.some((name) => visibleNames.has(name));
       const minis = box.layers.slice(0, 12).flatMap((name) => {
         const line = lines.get(name);
-        return line ? [{ from: step.value - SPAN / 2, to: step.value + SPAN / 2, ...line }] : [];
+        return line ? [{ from: step.value - span.value / 2, to: step.value + span.value / 2, ...line }] : [];
       });
       return html`<${ModelNode} key=${box.id} box=${box} place=${layout.boxes[box.id]} isOpen=${isOpen(box)} minis=${minis} worst=${worst}
         state="${box === here ? "chosen" : ""} ${isDimmed ? "dimmed" : ""}" focusable=${here ? box === here : box === part.visible[0]}
