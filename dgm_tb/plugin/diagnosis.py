@@ -4,6 +4,8 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from dgm_tb.algorithms.detection import detect
 from dgm_tb.plugin.history import history_of
 from dgm_tb.records import Finding
@@ -37,8 +39,9 @@ class Diagnosis:
             revision, now = run.read_revision, time.monotonic()
             is_due = now - self._worked_out >= self._rest or run.ended is not None
             if revision != self._revision and is_due:
-                history = history_of(run, list(run.recorded_findings().values()))
-                found = [Finding(**vars(detection), run=run.name) for detection in detect(history)]
+                with np.errstate(all="ignore"):  # odd numbers are no news for TensorBoard's log
+                    history = history_of(run, list(run.recorded_findings().values()))
+                    found = [Finding(**vars(detection), run=run.name) for detection in detect(history)]
                 self.change += found != self._findings
                 self._findings = found
                 self._revision, self._worked_out = revision, time.monotonic()
