@@ -316,6 +316,6 @@ def residual_without_scale() -> Built:
             return F.mse_loss(self.head(h), batch[0].flatten(1))
 
         def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters(), 1e-12)
+            return torch.optim.SGD(self.parameters(), 1e-30)
 
     return Residual(), loader(*digits(1280)), {"max_epochs": 1}
