@@ -18,7 +18,7 @@ EVIL = [
 ALL_EVIL = " ".join(EVIL)
 RUN = "<img src=x onerror=broken=7>"
 RECORDING = '"><svg onload=broken=8>'
-SENTENCES = {"summary", "advice", "text", "model", "op", "type", "parameter", "started_by", "torch"}
+SENTENCES = {"summary", "advice", "text", "model", "op", "type", "parameter"}
 
 
 def renamed(name: str) -> str:
@@ -56,13 +56,9 @@ def records() -> Iterator[Record]:
         yield replace(record, body=body)
     for step in range(3):
         yield Record("note", step, step, {"text": ALL_EVIL})
-    finding = {
-        **synthetic._findings()[0][1].to_json(),
-        "kind": EVIL[0],
-        "severity": EVIL[2],
-        "module": EVIL[1],
-        "modules": EVIL,
-    }
+    finding = replace(
+        synthetic._findings()[0][1], kind=EVIL[0], severity=EVIL[2], module=EVIL[1], modules=EVIL
+    ).to_json()
     yield Record("finding", 300, 300, {"id": EVIL[0], "finding": finding})
 
 
