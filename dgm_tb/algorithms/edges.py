@@ -31,8 +31,8 @@ NEURON_FUNCTIONS = frozenset(
 )
 """Functions whose outputs are neurons: an edge ends there, unless the mode knows its layers."""
 
-MAX_PASSES = 2048
-"""Source neurons of an edge on which neurons are mixed: each costs an adjoint pass."""
+MAX_MIXED_ELEMENTS = 1 << 24
+"""Where neurons are mixed on an edge, each source neuron costs an adjoint pass: elements of all passes together."""
 
 _PASS_ELEMENTS = 1 << 22
 """Elements of the adjoint passes that are made at once."""
@@ -350,8 +350,8 @@ def _by_adjoints(
         if value not in kept:
             continue
         n_sources = reached.shape[ends[value][1]]
-        if n_sources > MAX_PASSES:
-            parts.append(_Part(value, None, f"{n_sources} neurons are mixed on the way; the limit is {MAX_PASSES}"))
+        if n_sources * max(z.numel(), reached.numel()) > MAX_MIXED_ELEMENTS:
+            parts.append(_Part(value, None, f"its {n_sources} neurons are mixed on the way, and too many for a matrix"))
             continue
         columns: list[list[Tensor]] = [[] for _ in wanted]
         for adjoint in _adjoints(reached, start, ends[value][1]):

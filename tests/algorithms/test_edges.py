@@ -261,12 +261,10 @@ def test_codes_that_were_chosen_are_a_source() -> None:
 
 
 def test_too_many_mixed_neurons_are_a_reason() -> None:
-    model, x = (
-        nn.Sequential(nn.Linear(4, 2100), nn.LayerNorm(2100), nn.Linear(2100, 2)).double(),
-        torch.randn(2, 4).double(),
-    )
+    layers = nn.Linear(4, 3000), nn.LayerNorm(3000), nn.Linear(3000, 2)
+    model, x = nn.Sequential(*layers).double(), torch.randn(2, 4, dtype=FLOAT)
     (edges,) = edges_into(recorded(model, x), "2", [Wanted()])
-    assert edges.reasons == {"0": "2100 neurons are mixed on the way; the limit is 2048"}
+    assert edges.reasons == {"0": "its 3000 neurons are mixed on the way, and too many for a matrix"}
     assert not edges.matrices
 
 

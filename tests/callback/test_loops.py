@@ -58,10 +58,16 @@ class _Turns(L.Callback):
         pl_module.get_submodule(self.name).register_forward_hook(self._hook)
 
     def on_train_batch_start(self, *_: Any) -> None:
+        self.is_live = True
         self.outputs.append([])
         self.gradients.append([])
 
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.is_live = False  # a snapshot runs the step again
+
     def _hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if not self.is_live:
+            return
         first = output[0] if isinstance(output, tuple) else output
         self.outputs[-1].append(first.detach().double())
         first.register_hook(lambda gradient, into=self.gradients[-1]: into.append(gradient.double()))
