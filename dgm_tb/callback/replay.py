@@ -217,6 +217,7 @@ class OriginFinder(Tracer):
     origin: Origin | None = None
     _inner: tuple[str, list[Tensor]] | None = None
     _leaf_inputs: list[Tensor] | None = None
+    _has_masked = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run ``func`` and look at what came out."""
@@ -224,7 +225,8 @@ class OriginFinder(Tracer):
         name = getattr(func, "__name__", "")
         if self._suspended or name in ("backward", "__get__", "__set__"):
             return super().__torch_function__(func, types, args, kwargs)
-        inputs = _finite_inputs((args, kwargs))
+        self._has_masked = self._has_masked or name in _MASKING
+        inputs = _finite_inputs((args, kwargs), self._has_masked)
         masks = name in _MASKING or _is_masked(inputs)
         if self._depth:
             output = func(*args, **kwargs)
@@ -241,7 +243,7 @@ class OriginFinder(Tracer):
     def before_leaf(self, arguments: Any) -> None:
         """Look at what goes into a leaf module."""
         self._inner = None
-        self._leaf_inputs = _finite_inputs(arguments)
+        self._leaf_inputs = _finite_inputs(arguments, self._has_masked)
 
     def after_leaf(self, slot: str, module: str, output: Any) -> None:
         """Look at what comes out of it."""
@@ -320,10 +322,10 @@ def bad_gradient_rows(
     return rows
 
 
-def _finite_inputs(arguments: Any) -> list[Tensor] | None:
-    """The floating-point tensors among the arguments, or None if one has NaN or Inf (-Inf may be a mask)."""
+def _finite_inputs(arguments: Any, may_mask: bool = False) -> list[Tensor] | None:
+    """The floating-point tensors among the arguments, or None if one has NaN or Inf; -Inf may be a mask."""
     tensors = [tensor for tensor in tensors_in(arguments) if tensor.is_floating_point() and tensor.numel()]
-    return None if any(_has_bad(tensor, True) for tensor in tensors) else [tensor.detach() for tensor in tensors]
+    return None if any(_has_bad(tensor, may_mask) for tensor in tensors) else [tensor.detach() for tensor in tensors]
 
 
 def _is_masked(inputs: list[Tensor] | None) -> bool:
