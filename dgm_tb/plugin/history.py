@@ -108,17 +108,22 @@ def _layer(layer: Layer, spans: Sequence[Any], windows: Sequence[Any], tracks: S
 
 
 def _of_neurons(layer: Layer, spans: Sequence[Any], windows: Sequence[Any]) -> dict[str, Array]:
+    """Of every recording in which the layer is as wide as in the newest one: a training may be resumed with another."""
     parts: dict[str, list[Array]] = {}
-    for (recording, _), read in zip(spans, windows, strict=True):
+    widths: dict[str, int] = {}
+    for (recording, _), read in reversed(list(zip(spans, windows, strict=True))):
         for quantity, arrays in read.items():
             span = neuron_span(recording.graph, layer.name, quantity)
-            if span is None or not arrays:
+            if span is None or not len(arrays.get("steps", ())):
                 continue
-            for name in _NEURONS[quantity]:
-                if name in arrays and arrays[name].shape[1] >= span[1]:
-                    parts.setdefault(name, []).append(arrays[name][:, slice(*span)].T)
+            names = [name for name in _NEURONS[quantity] if name in arrays and arrays[name].shape[1] >= span[1]]
+            is_whole = quantity != "activation" or {"low", "high"} <= set(names)
+            if not is_whole or widths.setdefault(quantity, span[1] - span[0]) != span[1] - span[0]:
+                continue
+            for name in names:
+                parts.setdefault(name, []).insert(0, arrays[name][:, slice(*span)].T)
             if quantity == "activation":
-                parts.setdefault("steps", []).append(arrays["steps"])
+                parts.setdefault("steps", []).insert(0, arrays["steps"])
     if not {"low", "high", "steps"} <= parts.keys():
         return {}
     return {name: np.concatenate(found, -1) for name, found in parts.items()}
@@ -129,7 +134,7 @@ def _of_layer(layer: Layer, spans: Sequence[Any], tracks: Sequence[Any]) -> dict
     for (recording, _), read in zip(spans, tracks, strict=True):
         for quantity, arrays in read.items():
             row = row_number(recording.graph, layer.name, quantity)
-            if row is None or not arrays:
+            if row is None or not len(arrays.get("steps", ())):
                 continue
             for name, values in arrays.items():
                 if name != "steps" and row < values.shape[1]:

@@ -18,7 +18,7 @@ from dgm_tb.plugin.recording import Recording
 from dgm_tb.plugin.rows import find_layer, neuron_span
 from dgm_tb.plugin.series import ContributionMatrix, Dynamics, Series
 from dgm_tb.plugin.storage import Place, reason
-from dgm_tb.records import SCHEMA_VERSION, STATISTICS, Finding, severity_order
+from dgm_tb.records import STATISTICS, Finding, severity_order
 
 Array = np.ndarray[Any, np.dtype[Any]]
 P = ParamSpec("P")
@@ -170,10 +170,11 @@ class Run:
         """What the callback said could not be recorded, and what this version could not read; each said once."""
         found = [f"step {entry.last_step}: {entry.body['text']}" for entry, _ in self._entries("note")]
         recordings = self.recordings
-        found += [text for text in (starts.at_once(recordings), self._trouble) if text is not None]
+        troubles = starts.at_once(recordings), self._trouble, self._diagnosis.trouble
+        found += [text for text in troubles if text is not None]
         for recording in recordings:
             found += recording.troubles
-            found += _newer(recording)
+            found += starts.newer(recording)
         return list(dict.fromkeys(found))
 
     @property
@@ -388,19 +389,3 @@ class Run:
         if neuron_span(graph, layer, quantity) is None:
             return UnknownNameError(f"layer {layer!r} has no {quantity}: it has no weights of its own")
         return UnknownNameError(f"no {quantity} of layer {layer!r} has been recorded yet")
-
-
-def _newer(recording: Recording) -> list[str]:
-    """What only a newer version understands of a recording."""
-    found = []
-    schema = recording.facts.get("schema")
-    if isinstance(schema, int) and schema > SCHEMA_VERSION:
-        found.append(
-            f"recording {recording.name} has schema {schema}, this version reads up to {SCHEMA_VERSION}: "
-            "update dgm_tb to see all of it"
-        )
-    for name, count in recording.unknown_kinds.items():
-        plural, they = ("", "was") if count == 1 else ("s", "were")
-        what = f"array{plural} {name!r}" if "." in name else f"record{plural} of the unknown kind {name!r}"
-        found.append(f"{count} {what} {they} skipped: a newer dgm_tb wrote {'it' if count == 1 else 'them'}")
-    return found

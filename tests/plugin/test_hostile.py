@@ -21,6 +21,7 @@ from werkzeug.test import Client
 from dgm_tb import open_run
 from dgm_tb.errors import DgmError
 from dgm_tb.framing import frame
+from dgm_tb.plugin import diagnosis
 from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.wire import unpack
 from dgm_tb.records import KINDS, STATISTICS, Record, encode
@@ -326,3 +327,16 @@ def test_a_sparse_file_is_not_as_long_as_it_says(tmp_path: Path) -> None:
     run = open_run(tmp_path)
     assert len(run.losses["train_loss"].steps) == sample.STEPS
     assert [(gap["offset"], gap["bytes"]) for gap in run.gaps] == [(size, (1 << 40) - size)]
+
+
+def test_a_detector_that_fails_leaves_the_other_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(history: Any) -> list[Any]:
+        raise IndexError("no such window")
+
+    monkeypatch.setattr(diagnosis, "detect", fail)
+    sample.write(tmp_path, sample.all_records())
+    client = make_client(tmp_path)
+    assert get(client, "runs").status_code == 200
+    assert {item["id"] for item in json.loads(get(client, "findings", run=".").data)} == set(sample.FINDINGS)
+    notes = json.loads(get(client, "run", run=".").data)["notes"]
+    assert notes[-1] == "no findings by the detectors, since one failed: IndexError: no such window"

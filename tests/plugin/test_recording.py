@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import sample_recording as sample
 from sample_recording import LOSS_STEPS, STEPS
 
@@ -198,6 +199,20 @@ def resumed(tmp_path: Path) -> Run:
         "b",
     )  # fmt: skip
     return open_run(tmp_path)
+
+
+def test_a_layer_may_have_another_width_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample.write(tmp_path, sample.all_records(), "a")
+    for table in (sample.LAYERS, sample.WITH_WEIGHTS):
+        monkeypatch.setitem(table, "fc", 6)
+    kinds = ("graph", "loss", "layer_statistics", "dynamics")
+    later = [record for record in sample.all_records() if record.kind in kinds]
+    sample.write(tmp_path, [sample.recording_record("b", resume_step=6, started=sample.STARTED + 9), *later], "b")
+    run = open_run(tmp_path)
+    assert "dead_units" in {finding.kind for finding in run.findings}
+    assert not [note for note in run.notes if "failed" in note]
+    assert run.dynamics("fc").values.shape[0] == 6
+    assert run.dynamics("out").values.shape[0] == 5
 
 
 def test_a_later_recording_supersedes_from_its_resume_step(tmp_path: Path) -> None:
