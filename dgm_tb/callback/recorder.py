@@ -304,8 +304,10 @@ class Recorder:
             self.tell(finding)
 
     def tell(self, finding: Finding) -> None:
-        """Do what the user wants done about a finding."""
+        """Do what the user wants done about a finding; what is but a hint is recorded only."""
         self.findings.append(finding)
+        if finding.severity == "info":
+            return
         action = self.options.on_finding
         if callable(action):
             try:
