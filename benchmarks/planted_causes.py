@@ -1,4 +1,4 @@
-"""How often contributions name the kernel that was changed, of 100 networks for each kind of reference (tests/planted.py).
+"""How often contributions name the kernel that was changed, for three kinds of reference (tests/planted.py).
 
 python benchmarks/planted_causes.py [--trials 100]
 """

@@ -72,7 +72,7 @@ class Wanted:
         return torch.where(mask.reshape(-1, *[1] * (z.ndim - 1 - self.axis)), start, 0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Edges:
     """Where the relevance of one layer went, up to the nearest layers.
 
@@ -87,6 +87,7 @@ class Edges:
         leaked: Function -> relevance that its bias and stabiliser kept.
         stopped: Function without a rule -> relevance that stopped there.
         noise: Relevance that ended at random draws.
+        n_mixed: Elements of the adjoint passes that it took, for all of ``wanted`` together.
     """
 
     matrices: dict[str, Tensor]
@@ -97,6 +98,7 @@ class Edges:
     leaked: dict[str, float] = field(default_factory=dict)
     stopped: dict[str, float] = field(default_factory=dict)
     noise: float = 0.0
+    n_mixed: int = 0
 
 
 Ends = dict[Value, tuple[str, int]]
@@ -138,6 +140,7 @@ def edges_into(
     *,
     axis: int | None = None,
     with_inputs: bool = False,
+    max_mixed: int = MAX_MIXED_ELEMENTS,
 ) -> list[Edges]:
     """Contribution matrices of every edge into a layer.
 
@@ -147,6 +150,7 @@ def edges_into(
         wanted: What relevance starts with; most of the work is done once for all of them.
         axis: The axis of the target's neurons; None: ``neuron_axis``.
         with_inputs: Whether inputs are sources, too.
+        max_mixed: Elements of all adjoint passes together; sources that would need more get a reason.
 
     Returns:
         One for each of ``wanted``.
@@ -170,9 +174,11 @@ def edges_into(
     if mixed or not _is_linear_call(slot):
         kept = {end: place for end, place in ends.items() if not parts or end in mixed}
         parts = [part for part in parts if part.matrices is not None]
-        parts += _by_adjoints(mode, value, axis, ends, kept, wanted)
+        parts += _by_adjoints(mode, value, axis, ends, kept, wanted, max_mixed)
     for part in parts:
         name = ends[part.value][0]
+        for one in edges:
+            one.n_mixed += part.n_elements
         for one, matrix in zip(edges, part.matrices or [], strict=False):
             known = one.matrices.get(name)  # of another turn of a loop
             one.matrices[name] = matrix if known is None else known + matrix
@@ -189,6 +195,7 @@ class _Part:
     value: Value
     matrices: list[Tensor] | None
     reason: str = ""
+    n_elements: int = 0
 
 
 def _ends(mode: RelevanceMode, target: Slot, *, with_inputs: bool) -> Ends:
@@ -337,7 +344,7 @@ def _owners(share: Tensor, numbered: Tensor, axis: int | None) -> Tensor | None:
 
 
 def _by_adjoints(
-    mode: RelevanceMode, target: Value, axis: int, ends: Ends, kept: Ends, wanted: Sequence[Wanted]
+    mode: RelevanceMode, target: Value, axis: int, ends: Ends, kept: Ends, wanted: Sequence[Wanted], max_mixed: int
 ) -> list[_Part]:
     """Matrices column by column, for what mixes neurons: one adjoint pass from each source neuron to the target."""
     z = widen(target.tensor)
@@ -350,15 +357,17 @@ def _by_adjoints(
         if value not in kept:
             continue
         n_sources = reached.shape[ends[value][1]]
-        if n_sources * max(z.numel(), reached.numel()) > MAX_MIXED_ELEMENTS:
+        n_elements = n_sources * max(z.numel(), reached.numel())
+        if n_elements > max_mixed:
             parts.append(_Part(value, None, f"its {n_sources} neurons are mixed on the way, and too many for a matrix"))
             continue
+        max_mixed -= n_elements
         columns: list[list[Tensor]] = [[] for _ in wanted]
         for adjoint in _adjoints(reached, start, ends[value][1]):
             for one, relevance, found in zip(wanted, relevances, columns, strict=True):
                 handed = times(relevance, one.of(adjoint)).movedim(axis, 0)
                 found.append(handed.reshape(len(handed), -1).sum(1))
-        parts.append(_Part(value, [torch.stack(found, 1) for found in columns]))
+        parts.append(_Part(value, [torch.stack(found, 1) for found in columns], n_elements=n_elements))
     return parts
 
 

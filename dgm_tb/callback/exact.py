@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from dgm_tb.algorithms.edges import Edges, Wanted, edges_into
+from dgm_tb.algorithms.edges import MAX_MIXED_ELEMENTS, Edges, Wanted, edges_into
 from dgm_tb.algorithms.relevance import RelevanceMode
 from dgm_tb.callback.attribution import MAX_ENTRIES, Attribution, matrix_record
 from dgm_tb.callback.links import is_neuron_layer
@@ -106,13 +106,15 @@ def _matrices(mode: RelevanceMode, attribution: Attribution, slots: Sequence[Slo
     ran = {name for call in mode.slots for name, _ in mode.layers(call)}
     records: list[Record] = []
     failures: list[str] = []
+    room = MAX_MIXED_ELEMENTS
     for target, sources in attribution.exact.items():
         slot = by_name[target]
         if target not in mode.slots:
             continue  # it did not run in this step
         try:
             names, wanted = _wanted(mode, slot, attribution)
-            found = edges_into(mode, target, wanted, axis=-1 if slot.is_last_axis else 1)
+            found = edges_into(mode, target, wanted, axis=-1 if slot.is_last_axis else 1, max_mixed=room)
+            room -= found[0].n_mixed if found else 0
         except Exception as error:
             failures.append(
                 f"no contributions into {target} at step {attribution.step}: {type(error).__name__}: {error}"
