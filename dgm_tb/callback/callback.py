@@ -41,11 +41,12 @@ class TrackerHooks:
         snapshot_steps: Contribution matrices are taken at the first step and at 1, 2, 5, 10, 20, 50, ... times this.
         max_overhead: Share of the training time that observing may take; beyond ten seconds and this share, fewer
             steps are observed. None: no limit.
-        max_disk_mb: Size of the recording on disk in MB after which only losses, layer statistics and findings go on.
+        max_disk_mb: Size of the recording on disk in MB: to stay within it, old windows are thinned out again and again,
+            and keep their smallest and largest values.
         max_copy_mb: Size of the weights in MB up to which they are copied before a step: without a copy there are no
             relative updates, and a failing step can't be run again.
         on_finding: ``"warn"``, ``"stop"`` (stops after a finding of severity error), ``"ignore"``, or a function that
-            gets each ``Finding``; among several processes, on rank 0.
+            gets each ``Finding``; of warnings and errors only, among several processes on rank 0.
         rules: Further rules of relevance propagation: module class or function -> rule.
         roles: Names for the parts of the model, such as ``{"generator": "net_g"}``; kept in the recording, and not used
             by any detector yet.
