@@ -74,11 +74,12 @@ def _guarded(method: _F) -> _F:
     def guarded(self: "LoopRecorder", *args: Any, **kwargs: Any) -> Any:
         if not self.is_recording:
             return None
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as error:
-            self._give_up(f"{method.__name__.strip('_')} failed with {type(error).__name__}: {error}")
-            return None
+        with signals.held:
+            try:
+                return method(self, *args, **kwargs)
+            except Exception as error:
+                self._give_up(f"{method.__name__.strip('_')} failed with {type(error).__name__}: {error}")
+        return None
 
     return guarded  # type: ignore[return-value]
 
@@ -172,6 +173,7 @@ class LoopRecorder:
             indices: Dataset index of every example in it, if known.
         """
         self._end_step(loss, batch, indices)
+        signals.raise_unheard()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -218,7 +220,7 @@ class LoopRecorder:
 
     def _close(self, reason: str) -> None:
         try:
-            with signals.postponed():
+            with signals.held:
                 if self._recorder is not None:
                     if self.is_recording and self._recorder.is_in_step and self.n_steps == self._resume_step:
                         self._warn_once("recorder.step was never called, so nothing was recorded")

@@ -1,43 +1,84 @@
 """The end of a process that records a loop of plain PyTorch: on SIGTERM, Ctrl-C or without a word, nothing is lost.
 
-Lightning has handlers of its own. A handler that somebody else has set is never replaced.
+A handler that somebody has set is never replaced.
 """
 
 import atexit
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from threading import get_ident, main_thread
 from types import FrameType
 from typing import Any
 
+_DEFAULTS: dict[int, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
+_WEAK_FILES = ("weak.py", "weakref.py", "_weakrefset.py")
+
 _open: list[Callable[[], None]] = []
-_ended_by: list[BaseException] = []
+_waiting: list[int] = []
+_ended_by: list[SystemExit] = []
+_unheard: list[SystemExit] = []
 _pid = 0
 
 
 def watch(close: Callable[[], None]) -> None:
-    """Have ``close`` called when the process exits; from now on SIGTERM raises ``SystemExit(143)`` in the main thread.
+    """Have ``close`` called when the process exits, and ``held`` heeded, until ``unwatch``.
 
-    By default it would kill the process on the spot.
+    Where SIGTERM would kill the process on the spot, it raises ``SystemExit(143)`` in the main thread instead.
     """
     global _pid
     _pid = os.getpid()
+    if not _open:
+        _ended_by.clear()
+        _unheard.clear()
     atexit.register(close)
     _open.append(close)
-    if _is_main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, _on_sigterm)
+    if _is_main_thread():
+        for number, default in _DEFAULTS.items():
+            if signal.getsignal(number) is default:
+                signal.signal(number, _on_signal)
 
 
 def unwatch(close: Callable[[], None]) -> None:
-    """Undo ``watch``, the handler with the last one. Safe to call twice."""
+    """Undo ``watch``, the handlers with the last one. Safe to call twice."""
     atexit.unregister(close)
     if close in _open:
         _open.remove(close)
-    if not _open and _is_main_thread() and signal.getsignal(signal.SIGTERM) is _on_sigterm:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if not _open and _is_main_thread():
+        for number, default in _DEFAULTS.items():
+            if signal.getsignal(number) is _on_signal:
+                signal.signal(number, default)
+
+
+class _Held:
+    """``with held:`` has the first SIGTERM or Ctrl-C wait for the end of the block, which is not left half done."""
+
+    depth = 0
+
+    def __enter__(self) -> None:
+        if _is_main_thread():
+            self.depth += 1
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if not _is_main_thread():
+            return
+        self.depth -= 1
+        if _waiting and not self.depth:
+            number = _waiting[0]
+            _waiting.clear()
+            if kind is None:
+                raise _ending(number)
+
+
+held = _Held()
+
+
+def raise_unheard() -> None:
+    """Raise for a SIGTERM again if it was raised in vain: in a weak reference's callback Python ignores exceptions."""
+    if _unheard and _is_main_thread():
+        raise _unheard.pop()
 
 
 def ended_by() -> BaseException | None:
@@ -48,37 +89,33 @@ def ended_by() -> BaseException | None:
     return None if is_interactive else getattr(sys, "last_value", None)
 
 
-@contextmanager
-def postponed() -> Iterator[None]:
-    """Have Ctrl-C, and SIGTERM where it is ours, wait for the end of the block; a second one does not wait."""
-    waiting: list[int] = []
-
-    def later(number: int, frame: FrameType | None) -> None:
-        if number in waiting:
-            ours[number](number, frame)
-        waiting.append(number)
-
-    handlers: dict[int, Callable[..., Any]] = {signal.SIGINT: signal.default_int_handler, signal.SIGTERM: _on_sigterm}
-    ours = {n: handler for n, handler in handlers.items() if _is_main_thread() and signal.getsignal(n) is handler}
-    try:
-        for number in ours:
-            signal.signal(number, later)
-        yield
-    finally:
-        for number, handler in ours.items():
-            signal.signal(number, handler)
-    for number in waiting:
-        ours[number](number, None)
-
-
-def _on_sigterm(number: int, frame: FrameType | None) -> None:
+def _on_signal(number: int, frame: FrameType | None) -> None:
     if os.getpid() != _pid or not _open:  # a forked process, or closed in another thread
-        signal.signal(number, signal.SIG_DFL)
+        signal.signal(number, _DEFAULTS[number])
         os.kill(os.getpid(), number)
-        return
-    _ended_by.append(SystemExit(128 + number))
-    raise _ended_by[-1]
+    elif (held.depth or _is_deaf(frame)) and number not in _waiting:
+        _waiting.append(number)
+    else:
+        raise _ending(number)
+
+
+def _is_deaf(frame: FrameType | None) -> bool:
+    """Whether Python may ignore an exception here: tensors that we know by weak reference go after every long call."""
+    for _ in range(3):
+        if frame is not None and os.path.basename(frame.f_code.co_filename) in _WEAK_FILES:
+            return True
+        frame = frame.f_back if frame is not None else None
+    return False
+
+
+def _ending(number: int) -> BaseException:
+    if number == signal.SIGINT:
+        return KeyboardInterrupt()
+    error = SystemExit(128 + number)
+    _ended_by.append(error)
+    _unheard.append(error)
+    return error
 
 
 def _is_main_thread() -> bool:
-    return threading.current_thread() is threading.main_thread()
+    return get_ident() == main_thread().ident
