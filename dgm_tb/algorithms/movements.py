@@ -75,7 +75,7 @@ class Movement(NamedTuple):
 
     Attributes:
         size: In units of what is usual at its moment; in the unit of the values if it has no moment.
-        otherwise: The same for the rest of the history; None if the movement is all of it.
+        otherwise: What is usual in the same history, in the unit of ``size``; None if the movement is all of it.
         amount: In the unit of the values.
         at: Column of its moment, else the last one.
     """
@@ -123,8 +123,8 @@ class Layer:
         n_columns, everyone = len(mean), np.arange(len(neurons))
         jumps, excursions = np.abs(_jumps(mean)), _excursions(low, high)
         sizes = jumps / self._usual[0]
-        at, otherwise = sizes.argmax(0), np.median(sizes, axis=0)
-        found = {"jump": Movement(sizes.max(0), otherwise, jumps[at, everyone], at + 3)}
+        at = sizes.argmax(0)
+        found = {"jump": Movement(sizes.max(0), np.median(sizes, axis=0), jumps[at, everyone], at + 3)}
         sizes = excursions / self._usual[1]
         at = sizes.argmax(0)
         rest = without_largest(sizes)
@@ -138,7 +138,7 @@ class Layer:
             mean, np.array([n_columns - eighth - quarter]), np.array([n_columns - eighth]), np.array([n_columns - 1])
         )
         growth = np.abs(mean[-1] - expected[0])
-        return {**found, "growth": Movement(growth, otherwise, growth, end)}
+        return {**found, "growth": Movement(growth, np.median(jumps, axis=0), growth, end)}
 
 
 def blocks(n_neurons: int) -> Iterator[slice]:

@@ -34,8 +34,10 @@ LIMIT = 1.7
 """Of what a movement sums up to: 2 would be once in a thousand by each of two independent measures."""
 MARGIN = 1.1
 """Movements are at least so many times what one in twenty exceeds, also where all neurons do the same."""
-FEW = 8.0
+FEW = 9.0
 """Of n neurons deciles are known only so well: the scale is made longer by this over n."""
+MANY = 100
+"""Of so many neurons the rarest hundredth is known."""
 LEAST_NEURONS = 8
 LEAST_COLUMNS = 8
 """Fewer neurons that move, or fewer snapshots, are not compared."""
@@ -192,8 +194,9 @@ def _scale(sizes: Floats) -> tuple[Floats, Floats]:
     least = 1e-9 * float(sizes.max(initial=0)) or 1.0
     often, rare, rarer = np.maximum(np.quantile(sizes, (0.8, 0.95, 0.99), method="lower"), least)
     growth = np.log(rare / often) / np.log(0.2 / 0.05)  # of sizes with their rarity, if the tail is that of a power law
-    ending = np.log(rarer / rare) / np.log(0.05 / 0.01) * (1 + 2 / np.sqrt(0.01 * len(sizes)))  # as far as is known
-    growth = min(growth, ending)
+    if len(sizes) >= MANY:  # unless the tail ends sooner, as far as so many neurons tell
+        ending = np.log(rarer / rare) / np.log(0.05 / 0.01)
+        growth = min(growth, ending * (1 + 2 / np.sqrt(0.01 * len(sizes))))
     unit = growth * np.log(0.05 / min(0.001, 1 / len(sizes))) + np.log(MARGIN) + FEW / len(sizes)
     return np.log(np.maximum(sizes, least) / rare) / unit, sizes / rare
 

@@ -137,7 +137,9 @@ def _step(history: _History, first: int, last: int) -> _Told:
     main = history.main
     splits = range(max(first - NEAR // 2, 1), min(last + NEAR // 2 + 1, len(main)))
     sides = {s: (history.level(s - NEAR, s), history.level(s, min(s + NEAR, len(main)))) for s in splits}
-    at = max(sides, key=lambda s: (abs(sides[s][1] - sides[s][0]), abs(main[s] - main[s - 1])))
+    changes = {s: abs(after - before) for s, (before, after) in sides.items()}
+    clear = [s for s in splits if changes[s] >= 0.9 * max(changes.values())]
+    at = max(clear, key=lambda s: abs(main[s] - main[s - 1]))  # medians change little from one window to the next
     before, after = sides[at]
     step = int(history.windows.bounds[at, 0])
     text = f"jumps from {_number(before)} to {_number(after)} at step {step}"
