@@ -21,6 +21,7 @@ _waiting: list[int] = []
 _ended_by: list[SystemExit] = []
 _unheard: list[SystemExit] = []
 _pid = 0
+_main_thread = main_thread().ident
 
 
 def watch(close: Callable[[], None]) -> None:
@@ -28,14 +29,14 @@ def watch(close: Callable[[], None]) -> None:
 
     Where SIGTERM would kill the process on the spot, it raises ``SystemExit(143)`` in the main thread instead.
     """
-    global _pid
-    _pid = os.getpid()
+    global _pid, _main_thread
+    _pid, _main_thread = os.getpid(), main_thread().ident
     if not _open:
         _ended_by.clear()
         _unheard.clear()
     atexit.register(close)
     _open.append(close)
-    if _is_main_thread():
+    if get_ident() == _main_thread:
         for number, default in _DEFAULTS.items():
             if signal.getsignal(number) is default:
                 signal.signal(number, _on_signal)
@@ -46,7 +47,7 @@ def unwatch(close: Callable[[], None]) -> None:
     atexit.unregister(close)
     if close in _open:
         _open.remove(close)
-    if not _open and _is_main_thread():
+    if not _open and get_ident() == _main_thread:
         for number, default in _DEFAULTS.items():
             if signal.getsignal(number) is _on_signal:
                 signal.signal(number, default)
@@ -58,11 +59,11 @@ class _Held:
     depth = 0
 
     def __enter__(self) -> None:
-        if _is_main_thread():
+        if get_ident() == _main_thread:
             self.depth += 1
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if not _is_main_thread():
+        if get_ident() != _main_thread:
             return
         self.depth -= 1
         if _waiting and not self.depth:
@@ -77,7 +78,7 @@ held = _Held()
 
 def raise_unheard() -> None:
     """Raise for a SIGTERM again if it was raised in vain: in a weak reference's callback Python ignores exceptions."""
-    if _unheard and _is_main_thread():
+    if _unheard and get_ident() == _main_thread:
         raise _unheard.pop()
 
 
@@ -115,7 +116,3 @@ def _ending(number: int) -> BaseException:
     _ended_by.append(error)
     _unheard.append(error)
     return error
-
-
-def _is_main_thread() -> bool:
-    return get_ident() == main_thread().ident
