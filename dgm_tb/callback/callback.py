@@ -41,10 +41,12 @@ class TrackerHooks:
         snapshot_steps: Contribution matrices are taken at the first step and at 1, 2, 5, 10, 20, 50, ... times this.
         max_overhead: Share of the training time that observing may take; beyond ten seconds and this share, fewer
             steps are observed. None: no limit.
-        max_disk_mb: Size of the recording on disk in MB: to stay within it, old windows are thinned out again and again,
-            and keep their smallest and largest values.
+        max_disk_mb: Size of the recording on disk in MB: to stay within it, old windows are thinned out again and
+            again, and keep their smallest and largest values.
         max_copy_mb: Size of the weights in MB up to which they are copied before a step: without a copy there are no
             relative updates, and a failing step can't be run again.
+        exact_snapshots: Whether contributions through sums, sampling and attention are worked out at scheduled
+            snapshots, too, not at findings only: such a step is run again for it, and the model's own hooks with it.
         on_finding: ``"warn"``, ``"stop"`` (stops after a finding of severity error), ``"ignore"``, or a function that
             gets each ``Finding``; of warnings and errors only, among several processes on rank 0.
         rules: Further rules of relevance propagation: module class or function -> rule.
@@ -66,6 +68,7 @@ class TrackerHooks:
         max_overhead: float | None = 0.05,
         max_disk_mb: int = 2048,
         max_copy_mb: int = 1024,
+        exact_snapshots: bool = False,
         on_finding: Literal["warn", "stop", "ignore"] | Any = "warn",
         rules: Mapping[Any, Any] | None = None,
         roles: Mapping[str, str] | None = None,
@@ -79,6 +82,7 @@ class TrackerHooks:
             max_overhead=max_overhead,
             max_disk_mb=max_disk_mb,
             max_copy_mb=max_copy_mb,
+            exact_snapshots=exact_snapshots,
             on_finding=on_finding,
             rules={} if rules is None else rules,
             roles={} if roles is None else roles,

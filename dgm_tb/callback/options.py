@@ -26,6 +26,7 @@ class Options:
     max_overhead: float | None = 0.05
     max_disk_mb: int = 2048
     max_copy_mb: int = 1024
+    exact_snapshots: bool = False
     on_finding: OnFinding = "warn"
     rules: Mapping[Any, Any] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
@@ -37,6 +38,8 @@ class Options:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"{name} is a whole number of at least 1; got {value!r}")
+        if not isinstance(self.exact_snapshots, bool):
+            raise ValueError(f"exact_snapshots is True or False; got {self.exact_snapshots!r}")
         share = self.max_overhead
         if share is not None and not (isinstance(share, (int, float)) and 0 < share <= 10):
             raise ValueError(f"max_overhead is a share of the training time, as 0.05, or None; got {share!r}")
@@ -56,6 +59,7 @@ class Options:
             "max_overhead": self.max_overhead,
             "max_disk_mb": self.max_disk_mb,
             "max_copy_mb": self.max_copy_mb,
+            "exact_snapshots": self.exact_snapshots,
             "on_finding": self.on_finding if isinstance(self.on_finding, str) else "function",
             "rules": [getattr(key, "__name__", str(key)) for key in self.rules],
             "roles": dict(self.roles),

@@ -51,7 +51,7 @@ def record(
         logdir: Run folder to write to.
         resume_step: Number of the first step, where a training goes on; it supersedes what was recorded from there.
         options: Those of ``DGMTrackerCallback``: ``every_n_steps``, ``window_steps``, ``ring_steps``,
-            ``snapshot_steps``, ``max_overhead``, ``max_disk_mb``, ``max_copy_mb``, ``on_finding``,
+            ``snapshot_steps``, ``max_overhead``, ``max_disk_mb``, ``max_copy_mb``, ``exact_snapshots``, ``on_finding``,
             ``rules``, ``roles``.
 
     Raises:

@@ -167,7 +167,7 @@ class Recorder:
         self._weighs = is_due and self.step // self._governor.cadence % self._weigh_every == 0
         self.vitals.begin()
         is_snapshot = is_due and self.is_leading and self._is_snapshot()
-        is_rerun = is_snapshot and self._has_links("exact")
+        is_rerun = is_snapshot and self.options.exact_snapshots and self._has_links("exact")
         self.weights.begin(copy=self._weighs or self.vitals.steps_often or not self._can_look or is_rerun)
         self.loss_scale.begin()
         self._before = remember(self.step, batch, batch_idx, indices, self.map.modules)
@@ -178,6 +178,8 @@ class Recorder:
                 graph = self.map.graph or Graph()
                 self._attribution = Attribution(self.step, graph, {"batch": None}, self.options.rules)
                 self._attribution.unscaled = self.loss_scale.divided
+                if not self.options.exact_snapshots:
+                    self._attribution.exact.clear()
                 self.capture.listener = self._attribution.on_forward
                 self.capture.on_gradient = self._attribution.on_gradient
         self.map.begin(batch)
@@ -435,7 +437,7 @@ class Recorder:
             return
         self._windows.slots, self._windows.layers = self.capture.slots, self.map.layout()
         self.write(Record("graph", self.step, self.step, self.map.graph.to_json()))
-        if is_first and self._has_links("unflatten", "exact"):
+        if is_first and self._has_links("unflatten", *(["exact"] if self.options.exact_snapshots else [])):
             self._extra_snapshot = self.step + self._governor.cadence
 
     def _has_links(self, *kinds: str) -> bool:

@@ -363,6 +363,7 @@ def test_on_finding_stop_stops_and_a_function_gets_every_finding(tmp_path: Path)
         ({"on_finding": "shout"}, "'warn', 'stop', 'ignore'"),
         ({"rules": [nn.Linear]}, "rules"),
         ({"roles": "generator"}, "roles"),
+        ({"exact_snapshots": "yes"}, "True or False"),
         ({"logdir": "s3://bucket/run"}, "copy it"),
     ],
     ids=lambda item: str(item) if isinstance(item, dict) else "",

@@ -43,7 +43,14 @@ def _assert_close(record: Record, want: Tensor) -> None:
 def test_every_edge_of_every_model_has_a_matrix_or_a_reason_and_adds_up(case: str, tmp_path: Path) -> None:
     chosen = CASES[case]
     torch.manual_seed(1)
-    fit(chosen.make(), loader(chosen.data()), tmp_path, DGMTrackerCallback(), max_steps=2, **chosen.trainer)
+    fit(
+        chosen.make(),
+        loader(chosen.data()),
+        tmp_path,
+        DGMTrackerCallback(exact_snapshots=True),
+        max_steps=2,
+        **chosen.trainer,
+    )
     recording = Recording.of(tmp_path)
     graph, found = recording.graph, _exact(recording, 1)
     neurons = {layer.name: layer.neurons for layer in graph.layers}
@@ -75,7 +82,7 @@ def test_sampling_gives_the_mean_its_part_and_the_log_variance_the_noise_it_scal
             means.append(mean.detach().clone())
             return super().sample(mean, log_variance)
 
-    fit(Watched(), loader(images()), tmp_path, DGMTrackerCallback(), others=(calls,), max_steps=2)
+    fit(Watched(), loader(images()), tmp_path, DGMTrackerCallback(exact_snapshots=True), others=(calls,), max_steps=2)
     found = _exact(Recording.of(tmp_path), 1)
     for layer, of_mean, of_variance, call in (
         ("between.0", "mean1", "log_variance1", 2),
@@ -102,7 +109,7 @@ class _Blocks(Classifier):
 
 def test_each_addend_of_a_residual_sum_has_its_own_matrix(tmp_path: Path) -> None:
     calls = Calls(step=1)
-    fit(_Blocks(), loader(images()), tmp_path, DGMTrackerCallback(), others=(calls,), max_steps=2)
+    fit(_Blocks(), loader(images()), tmp_path, DGMTrackerCallback(exact_snapshots=True), others=(calls,), max_steps=2)
     found = _exact(Recording.of(tmp_path), 1)
     module, x = calls.calls["head"]
     _, stem = calls.calls["block"]
@@ -125,7 +132,7 @@ def test_findings_have_exact_matrices_of_the_abnormal_and_of_a_normal_example(tm
 
 
 def test_what_is_read_back_is_what_was_written(tmp_path: Path) -> None:
-    fit(Attentive(), loader(tokens()), tmp_path, DGMTrackerCallback(), max_steps=2)
+    fit(Attentive(), loader(tokens()), tmp_path, DGMTrackerCallback(exact_snapshots=True), max_steps=2)
     run = open_run(tmp_path / "run")
     record = _exact(Recording.of(tmp_path), 1)["embedding", "attention", "forward", "batch"]
     matrix = run.contribution("embedding", "attention", 1)
@@ -145,7 +152,7 @@ def test_a_gate_takes_nothing_and_says_so(tmp_path: Path) -> None:
             x = x.flatten(1)
             return self.head(self.signal(x) * torch.sigmoid(self.gate(x)))
 
-    fit(Gated(), loader(images()), tmp_path, DGMTrackerCallback(), max_steps=2)
+    fit(Gated(), loader(images()), tmp_path, DGMTrackerCallback(exact_snapshots=True), max_steps=2)
     found = _exact(Recording.of(tmp_path), 1)
     record = found["gate", "head", "forward", "batch"]
     assert record.body["reason"] == "no relevance reaches it from head: only as a gate, a scale or an index"

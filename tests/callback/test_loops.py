@@ -58,16 +58,10 @@ class _Turns(L.Callback):
         pl_module.get_submodule(self.name).register_forward_hook(self._hook)
 
     def on_train_batch_start(self, *_: Any) -> None:
-        self.is_live = True
         self.outputs.append([])
         self.gradients.append([])
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        self.is_live = False  # a snapshot runs the step again
-
     def _hook(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        if not self.is_live:
-            return
         first = output[0] if isinstance(output, tuple) else output
         self.outputs[-1].append(first.detach().double())
         first.register_hook(lambda gradient, into=self.gradients[-1]: into.append(gradient.double()))
@@ -102,7 +96,7 @@ def test_the_examples_of_a_loop_are_judged_by_their_largest_turn(tmp_path: Path)
     (ring,) = recording.kind("ring")
     number = [layer.name for layer in recording.graph.layers].index("out")
     want = torch.stack([torch.stack(step).abs().amax((0, 2)) for step in turns.outputs])
-    np.testing.assert_allclose(ring.arrays["examples"][:, number], want.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(ring.arrays["examples"][:, number], want.numpy(), rtol=2**-11)  # float16
 
 
 class _Twice(Classifier):
