@@ -24,7 +24,8 @@ array, that array's values are to be multiplied by two to the power of the numbe
 
 Further files of that folder (`dgm_tb/segment_names.py`): `{segment_name(4, 7)}` replaces the segments 4 to 7 by fewer
 bytes: a quarter of their windows and rows, the extremes among them; `{segment_name(0, 15)}` is what that left of four
-such files, and so on. `{LIVE_NAME}` holds the windows that have not ended yet, and is replaced as a whole while the training runs.
+such files, and so on. `{LIVE_NAME}` holds the windows that have not ended yet, and is replaced as a whole while the
+training runs.
 
 Schema version: {records.SCHEMA_VERSION}. Every version ever released stays readable.
 """
