@@ -43,6 +43,11 @@ def test_what_was_on_the_disk_is_readable_and_the_next_start_works(
     assert run.losses["number"].steps.tolist() == list(range(n_steps + 20))
 
 
+def test_what_is_queued_is_written_when_the_process_exits(writers: Processes, tmp_path: Path) -> None:
+    assert writers.run(tmp_path / "run", "forgotten").status == 0
+    assert dgm_tb.open_run(tmp_path / "run").losses["number"].steps.tolist() == list(range(20))
+
+
 def _checked(folder: Path, ended: Ended, first: int) -> int:
     """The number of steps of a run, all whole, after the process that wrote the last ones was killed."""
     assert ended.status == -signal.SIGKILL, ended.log

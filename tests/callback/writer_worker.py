@@ -1,12 +1,14 @@
 """Forks processes that write records as fast as the disk takes them; see ``processes.py``. Without torch."""
 
+import time
+from io import FileIO
 from itertools import count
 from pathlib import Path
 
 import numpy as np
 from processes import Progress, serve
 
-from dgm_tb.callback import output
+from dgm_tb.callback import output, segment_files
 from dgm_tb.callback.options import Options
 from dgm_tb.callback.output import Output
 from dgm_tb.records import PLUGIN_NAME, Record
@@ -20,10 +22,13 @@ def write(folder: Path, ends: str, progress: Progress, *, first: int = 0) -> Non
 
     Args:
         folder: The run folder.
-        ends: ``finished`` after some steps, or ``killed``: never.
+        ends: ``finished`` after some steps; ``forgotten``: then, but nobody closes it, and the disk is slow;
+            ``killed``: never.
         progress: Is told of every step.
         first: The first step.
     """
+    if ends == "forgotten":
+        segment_files._write = _write_slowly
     to = Output(folder / "plugins" / PLUGIN_NAME, Options(), first, {"model": "", "resume_step": first})
     values = np.random.default_rng(first).normal(size=(1 << 16, 1, 1)).astype(np.float32)
     for number in count() if ends == "killed" else range(N_STEPS):
@@ -38,11 +43,18 @@ def write(folder: Path, ends: str, progress: Progress, *, first: int = 0) -> Non
         to.put(Record("dynamics", step, step, body, arrays))
         to.put_live([Record("dynamics", step, step, body, arrays | {"values": values[:10]})])
         progress.note(number)
-        if number % 4 == 3:
+        if ends == "killed" and number % 4 == 3:
             to.sync()
             progress.confirm(step + 1)
+    if ends == "forgotten":
+        return
     to.put(Record("end", step, step, {"reason": "finished", "last_step": step}))
     to.close()
+
+
+def _write_slowly(file: FileIO, content: bytes) -> None:
+    time.sleep(0.01)
+    file.write(content)
 
 
 if __name__ == "__main__":
