@@ -118,6 +118,22 @@ def test_a_quiet_neuron_may_be_unusual_where_loud_ones_do_the_same_all_the_time(
     assert named(unusual(values)[0]) == {quiet: "step"}
 
 
+def test_a_spike_of_a_neuron_that_drifts_as_all_do_is_a_spike() -> None:
+    time = np.linspace(0, 1, 500)
+    for seed in range(6):
+        rng = np.random.default_rng(seed)
+        values = histories.drifting(300, time, rng)
+        values[:10, 200 + 10 * seed : 203 + 10 * seed] += 6
+        kinds = named(unusual(values, values - 0.05, values + 0.05)[0])
+        assert [kinds.get(neuron) for neuron in range(10)] == ["spike"] * 10
+
+
+def test_a_step_in_calm_times_counts_however_violent_the_beginning_was() -> None:
+    values = histories.settling(400, np.linspace(0, 1, 200), np.random.default_rng(0))
+    values[:5, 120:] += 2
+    assert named(unusual(values)[0]) == dict.fromkeys(range(5), "step")
+
+
 # -- what is usual -----------------------------------------------------------------------------------------------------
 
 

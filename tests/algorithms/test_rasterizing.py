@@ -146,6 +146,14 @@ def test_a_point_on_an_edge_is_seen_from_the_right_and_at_the_end_of_the_chart()
     assert (found.low.item(), found.high.item()) == (3, 3)
 
 
+def test_a_bar_on_an_edge_is_in_the_right_column_and_reached_from_the_left_one() -> None:
+    low, high = np.array([[-3], [0], [12]], np.float32), np.array([[-3], [10], [12]], np.float32)
+    lines = Polylines(np.array([[0, 0], [10, 10], [20, 20]]), low, high)
+    (found,) = extents(lines, np.array([0, 10, 20]), PLAIN)
+    assert found.low.ravel().tolist() == [-3, 0]
+    assert found.high.ravel().tolist() == [0, 12]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_columns", [6, 30])
 def test_density_counts_each_line_once_per_cell_that_it_passes(kind: str, n_columns: int) -> None:

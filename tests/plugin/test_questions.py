@@ -16,6 +16,7 @@ from werkzeug.test import Client
 from dgm_tb.algorithms.patterns import KINDS
 from dgm_tb.plugin import lines, questions
 from dgm_tb.plugin.lines import window_lengths, window_spans
+from dgm_tb.plugin.run import Run
 from dgm_tb.plugin.unusual import unusual
 from dgm_tb.plugin.wire import Arguments
 
@@ -140,6 +141,10 @@ def test_many_long_lines_are_drawn_with_fewer_points(tmp_path: Path) -> None:
     header, arrays = get_arrays(client, "lines", run=".", layer="wide", neurons=every, columns=1000)
     assert 100 < header["columns"] < 1000
     np.testing.assert_array_equal(arrays["values"].max(1), values.max(1).astype(np.float32))
+    values[np.random.default_rng(1).random(values.shape) < 0.02] = np.nan
+    one_layer.write(tmp_path / "lost", values, 1)
+    answer = get(make_client(tmp_path / "lost"), "lines", run=".", layer="wide", neurons=every, columns=1000)
+    assert len(answer.data) < 710_000
 
 
 def test_a_neuron_that_the_layer_does_not_have_is_400(wide: Client) -> None:
@@ -269,7 +274,7 @@ def test_nearest_are_the_lines_at_the_smallest_vertical_distance(
 ) -> None:
     asked = {"columns": columns, "scale": scale, "threshold": 0.5, "limit": 4}
     width = (STEPS - 1) / columns
-    for step, value in ((30.2, 0.1), (0, -3), (57.7, 2.2), (94.9, 0), (43, 2.6)):
+    for step, value in ((30.2, 0.1), (0, -3), (57.7, 2.2), (95, 0.2), (43, 2.6)):
         _, arrays = ask(wide, "nearest", run, step=step, value=value, **asked)
         begin = min(step // width, columns - 1) * width
         distances = {}
@@ -299,6 +304,27 @@ def test_of_lines_that_pass_the_point_the_one_whose_middle_is_nearer_comes_first
     _, arrays = get_arrays(client, "nearest", run=".", layer="wide", step=20, value=1, columns=4)
     assert arrays["neurons"].tolist() == [1, 0, 2]
     assert arrays["distance"].tolist() == [0, 0, 6]
+
+
+def test_nearest_looks_at_the_windows_that_no_later_recording_superseded(tmp_path: Path) -> None:
+    body = {"quantity": "activation", "aggregates": ["mean/mean"]}
+
+    def windows(value: float, *bounds: tuple[int, int]) -> list[sample.Record]:
+        values = np.full((14, 1, 1), value, np.float32)
+        return [
+            sample.Record("dynamics", *ends, body, {"windows": np.array([ends]), "values": values}) for ends in bounds
+        ]
+
+    graph = list(sample.all_records())[1]
+    sample.write(tmp_path, [sample.recording_record(), graph, *windows(1, (0, 3), (4, 7), (8, 11))])
+    later = sample.recording_record("later", resume_step=6, started=sample.STARTED + 9)
+    steps = [*sample.quantity_records("activation", np.arange(6, 12))][:1]
+    sample.write(tmp_path, [later, graph, *steps, *windows(3, (6, 9), (10, 11))], "later")
+    arguments = {"run": ".", "layer": "out", "first": 0, "last": 11, "step": 6, "value": 2, "limit": 1}
+    _, arrays = get_arrays(make_client(tmp_path), "nearest", **arguments)
+    assert arrays["values"] == pytest.approx([2])  # half way from step 3, which is the last one kept, to step 9
+    view = lines.View(Run(tmp_path), "out", "activation", "mean", 0, 11, 400)
+    assert view.bounds().tolist() == view.windows().bounds.tolist() == [[0, 3], [6, 9], [10, 11]]
 
 
 def test_nearest_leaves_out_lines_that_are_interrupted_there(wide: Client) -> None:
@@ -437,6 +463,16 @@ def test_levels_in_sentences_are_those_of_the_history(strange: dict[str, Any]) -
     assert float(by_neuron[30][4]) - float(by_neuron[30][2]) == pytest.approx(9, abs=0.3)
     assert " ".join(by_neuron[30][5:9]) == "in steps 608 to"
     assert float(by_neuron[50][5].rstrip(":")) - float(by_neuron[50][3]) == pytest.approx(3, abs=0.2)
+
+
+def test_a_step_is_told_where_the_level_changes_not_where_a_value_is_odd(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(0, 0.1, (60, 800))
+    for first in (440, 444, 448):
+        values[9, first:] += 2.7
+    values[9, 428:432] -= 4
+    (item,) = unusual(one_layer.write(tmp_path, values, 4), Arguments({"layer": "wide"}))["unusual"]
+    assert (item["neuron"], item["kind"]) == (9, "step")
+    assert 440 <= item["step"] <= 448
 
 
 def test_nothing_else_is_unusual_and_the_worst_come_first(strange: dict[str, Any]) -> None:
