@@ -123,22 +123,34 @@ def measure(run: Path) -> None:
     print("| view | cold ms | warm ms | warm CPU ms | kB |\n|---|---|---|---|---|")
     middle = str((first + last) // 2)
     layer = {"layer": "net.3"}
+    zoomed = {"first": middle, "last": str(int(middle) + 500)}
+    stroke = {"kind": "line", "step1": middle, "value1": "-1", "step2": str(int(middle) + last // 10), "value2": "1"}
     views: list[tuple[str, str, dict[str, str]]] = [
         ("run", "run", {}),
         ("graph", "graph", {}),
         ("losses, all steps", "losses", {}),
         ("minis", "minis", {"center": middle}),
         ("dynamics, all steps", "dynamics", layer),
-        ("dynamics, 500 steps", "dynamics", {**layer, "first": middle, "last": str(int(middle) + 500)}),
+        ("dynamics, 500 steps", "dynamics", {**layer, **zoomed}),
         ("dynamics of weights", "dynamics", {**layer, "quantity": "weight"}),
         ("neurons", "neurons", {**layer, "step": middle}),
         ("contributions", "contributions", {**layer, "neuron": "3", "step": middle}),
         ("matrix", "matrix", {"source": "net.3", "target": "net.4"}),
+        ("lines of 64 neurons", "lines", {**layer, "neurons": ",".join(map(str, range(0, 512, 8)))}),
+        ("nearest of all, all steps", "nearest", {**layer, "step": middle, "value": "0.5"}),
+        ("nearest of all, 500 steps", "nearest", {**layer, **zoomed, "step": str(int(middle) + 99), "value": "0.5"}),
+        ("box over all steps", "brush", {**layer, "step1": "0", "step2": str(last), "value1": "5", "value2": "9"}),
+        ("line over a tenth of them", "brush", {**layer, **stroke}),
+        ("density, made anew", "density", layer),
+        ("similar", "similar", {**layer, "neuron": "3"}),
+        ("unusual", "unusual", layer),
     ]
     for title, route, query in views:
         CACHE.clear()
         times, cpu_times = [], []
-        for _ in range(REPEATS + 1):
+        for number in range(REPEATS + 1):
+            if route == "density":  # an answer is kept as long as nothing is recorded
+                query = {**query, "height": str(200 + number)}
             start, cpu_start = time.perf_counter(), time.process_time()
             size = answer(opened, route, query)
             times.append(1000 * (time.perf_counter() - start))
