@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import one_layer
 import pytest
 import sample_recording as sample
 from tensorboard.backend.application import TensorBoardWSGI
@@ -35,3 +36,12 @@ def make_client(logdir: Path, path_prefix: str = "") -> Client:
 @pytest.fixture(scope="session")
 def client(logdir: Path) -> Client:
     return make_client(logdir)
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Client:
+    """The neurons in windows, two of them at every step as well, and in a second run at every step."""
+    folder = tmp_path_factory.mktemp("wide")
+    one_layer.write(folder / "windows", one_layer.VALUES, one_layer.WINDOW, one_layer.SAMPLED)
+    one_layer.write(folder / "steps", one_layer.VALUES, 1)
+    return make_client(folder)

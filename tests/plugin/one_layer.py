@@ -41,3 +41,17 @@ def write(
         records.append(Record("polylines", 0, n_steps - 1, {"quantity": "activation", "statistic": "mean"}, arrays))
     sample.write(folder, records)
     return Run(folder)
+
+
+N, STEPS, WINDOW, SAMPLED = 12, 96, 8, (2, 5)
+
+
+def wandering() -> np.ndarray:
+    """Twelve neurons that wander over the zero; the sixth has a spike of one step, the last one goes bad."""
+    found = np.cumsum(np.random.default_rng(1).normal(0, 0.2, (N, STEPS)), 1) + np.linspace(-2, 2, N)[:, None]
+    found[5, 43] = 9
+    found[N - 1, 70:] = np.nan
+    return found.astype(np.float32)
+
+
+VALUES = wandering()

@@ -10,42 +10,18 @@ import one_layer
 import pytest
 import sample_recording as sample
 from conftest import make_client
+from one_layer import SAMPLED, STEPS, VALUES, WINDOW, N
 from routes import get, get_arrays, get_json
 from werkzeug.test import Client
 
-from dgm_tb.algorithms.patterns import KINDS
 from dgm_tb.plugin import lines, questions
-from dgm_tb.plugin.lines import window_lengths, window_spans
 from dgm_tb.plugin.run import Run
-from dgm_tb.plugin.unusual import unusual
-from dgm_tb.plugin.wire import Arguments
 
 SCALES: dict[str, Callable[[Any], Any]] = {
     "linear": lambda value: value,
     "symlog": lambda value: np.arcsinh(value / 0.5),
     "log": lambda value: np.log10(np.where(value > 0, value, np.nan)),
 }
-N, STEPS, WINDOW, SAMPLED = 12, 96, 8, (2, 5)
-
-
-def wandering() -> np.ndarray:
-    """Twelve neurons that wander over the zero; the sixth has a spike of one step, the last one goes bad."""
-    found = np.cumsum(np.random.default_rng(1).normal(0, 0.2, (N, STEPS)), 1) + np.linspace(-2, 2, N)[:, None]
-    found[5, 43] = 9
-    found[N - 1, 70:] = np.nan
-    return found.astype(np.float32)
-
-
-VALUES = wandering()
-
-
-@pytest.fixture(scope="module")
-def wide(tmp_path_factory: pytest.TempPathFactory) -> Client:
-    """The neurons in windows, two of them at every step as well, and in a second run at every step."""
-    folder = tmp_path_factory.mktemp("wide")
-    one_layer.write(folder / "windows", VALUES, WINDOW, SAMPLED)
-    one_layer.write(folder / "steps", VALUES, 1)
-    return make_client(folder)
 
 
 def ask(client: Client, route: str, run: str = "windows", **arguments: object) -> Any:
@@ -91,102 +67,6 @@ def traced(neuron: int, run: str, columns: int, scale: str) -> tuple[np.ndarray,
 
 
 MODES = [("windows", 5), ("windows", 400), ("steps", 400)]
-
-
-# -- lines -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("columns", [5, 7, 400])
-def test_lines_are_those_that_dynamics_draws_in_the_order_asked_for(wide: Client, columns: int) -> None:
-    header, drawn = ask(wide, "dynamics", k=N, columns=columns, first=10, last=90)
-    own, found = ask(wide, "lines", neurons="7,2,0,2", columns=columns, first=10, last=90)
-    assert found["neurons"].tolist() == [7, 2, 0]
-    for neuron, line in zip(found["neurons"], found["values"], strict=True):
-        expected = drawn["values"][drawn["neurons"].tolist().index(neuron)]
-        if columns == 400:
-            np.testing.assert_array_equal(line, expected[np.isin(drawn["steps"], found["steps"])])
-        else:  # what is not finite in other lines has columns of its own
-            assert (line.min(), line.max()) == (expected.min(), expected.max())
-    for name in ("layer", "quantity", "statistic", "first", "last", "resolution", "window_steps", "spans"):
-        assert own[name] == header[name]
-    assert (own["neurons"], own["columns"]) == (N, columns)
-
-
-def test_lines_say_which_are_kept_at_every_step(wide: Client) -> None:
-    assert ask(wide, "lines", neurons="2,3")[1]["every_step"].tolist() == [1, 0]
-    assert ask(wide, "lines", neurons="2,3", columns=5)[1]["every_step"].tolist() == [0, 0]
-    assert ask(wide, "lines", "steps", neurons="2,3", columns=5)[1]["every_step"].tolist() == [1, 1]
-
-
-@pytest.mark.parametrize("columns", [5, 400])
-def test_neurons_read_one_by_one_have_the_same_lines(
-    wide: Client, monkeypatch: pytest.MonkeyPatch, columns: int
-) -> None:
-    expected = ask(wide, "lines", neurons="11,5,2", columns=columns)
-    monkeypatch.setattr(lines, "WINDOW_BYTES", 1 << 40)
-    monkeypatch.setattr(lines.View, "windows", lambda *_: pytest.fail("all neurons were read"))
-    found = ask(wide, "lines", neurons="11,5,2", columns=columns)
-    assert found[0] == expected[0]
-    for name, array in expected[1].items():
-        np.testing.assert_array_equal(found[1][name], array)
-
-
-def test_many_long_lines_are_drawn_with_fewer_points(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(size=(256, 2000))
-    one_layer.write(tmp_path, values, 1)
-    client = make_client(tmp_path)
-    every = ",".join(map(str, range(256)))
-    answer = get(client, "lines", run=".", layer="wide", neurons=every, columns=1000)
-    assert len(answer.data) < 710_000
-    header, arrays = get_arrays(client, "lines", run=".", layer="wide", neurons=every, columns=1000)
-    assert 100 < header["columns"] < 1000
-    np.testing.assert_array_equal(arrays["values"].max(1), values.max(1).astype(np.float32))
-    values[np.random.default_rng(1).random(values.shape) < 0.02] = np.nan
-    one_layer.write(tmp_path / "lost", values, 1)
-    answer = get(make_client(tmp_path / "lost"), "lines", run=".", layer="wide", neurons=every, columns=1000)
-    assert len(answer.data) < 710_000
-
-
-def test_a_neuron_that_the_layer_does_not_have_is_400(wide: Client) -> None:
-    for wrong in ("12", "1,2,12", "-1", "1;2", ""):
-        answer = get(wide, "lines", run="windows", layer="wide", neurons=wrong)
-        assert answer.status_code == 400
-        assert "neurons" in answer.text
-    assert "from 0 to 11" in get(wide, "lines", run="windows", layer="wide", neurons="12").text
-
-
-# -- how finely --------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("lengths", "spans", "words"),
-    [
-        ([4, 4, 4], [[0, 11, 4]], "windows of 4 steps"),
-        ([1, 1], [[0, 1, 1]], "every step"),
-        ([64, 64, 16, 16, 16, 3], [[0, 127, 64], [128, 175, 16], [176, 178, 3]], "windows of 16 to 64 steps"),
-        ([16, 15, 16, 9, 16, 5], [[0, 71, 16], [72, 76, 5]], "windows of 16 steps"),
-        ([3], [[0, 2, 3]], "windows of 3 steps"),
-        ([], [], "every step"),
-    ],
-)
-def test_windows_of_about_the_same_length_are_one_span(lengths: list[int], spans: list[Any], words: str) -> None:
-    ends = np.cumsum([0, *lengths])
-    bounds = np.stack([ends[:-1], ends[1:] - 1], 1)
-    assert (window_spans(bounds), window_lengths(bounds)) == (spans, words)
-
-
-def test_spans_stay_few_however_the_lengths_change() -> None:
-    for lengths in ([1, 1000] * 500, [1, 3, 40, 900, 10**6] * 300, np.random.default_rng(0).integers(1, 999, 999)):
-        ends = np.cumsum([0, *lengths])
-        spans = window_spans(np.stack([ends[:-1], ends[1:] - 1], 1))
-        assert 1 <= len(spans) <= 64
-        assert (spans[0][0], spans[-1][1]) == (0, ends[-1] - 1)
-        assert max(steps for *_, steps in spans) == max(lengths)
-
-
-def test_dynamics_tells_the_spans_of_its_range(client: Client) -> None:
-    assert get_arrays(client, "dynamics", layer="out")[0]["spans"] == [[0, 11, 4]]
-    assert get_arrays(client, "dynamics", layer="out", first=5, last=6)[0]["spans"] == [[4, 7, 4]]
 
 
 # -- density -----------------------------------------------------------------------------------------------------------
@@ -412,92 +292,7 @@ def test_a_history_that_is_lost_is_similar_to_others_that_are(tmp_path: Path) ->
     assert set(arrays["neurons"][:2].tolist()) == {3, 20}
 
 
-# -- unusual -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def strange(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """A layer of 200 calm neurons, in windows of 4 steps, with one of each kind."""
-    rng = np.random.default_rng(3)
-    t = np.arange(800)
-    values = rng.normal(0, 1, (200, 1)) + rng.normal(0, 0.1, (200, 800)) + 0.5 * np.exp(-t / 40)
-    values[3, 500:] = np.nan
-    values[10, 300:] = 0
-    values[20, 440:] += 5
-    values[30, 611] += 9
-    values[40] += 2.5 * np.sin(t / 9)
-    values[50] += 4 * t / 800
-    values[60] += 8 * np.exp((t - 800) / 40)
-    run = one_layer.write(tmp_path_factory.mktemp("strange"), values, 4, dtype=np.float16)
-    facts: dict[str, Any] = unusual(run, Arguments({"layer": "wide"}))
-    return facts
-
-
-EXPECTED = {
-    "nonfinite": (3, "is not finite any more from step 500 on, first NaN"),
-    "dead": (10, "stays at 0 from step 300 on while others move"),
-    "step": (20, "jumps from "),
-    "spike": (30, "leaps from "),
-    "oscillation": (40, "swings between "),
-    "drift": (50, "goes slowly from "),
-    "blow_up": (60, "moves faster and faster, from "),
-}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_each_kind_is_named_with_its_step_in_one_sentence(strange: dict[str, Any], kind: str) -> None:
-    neuron, text = EXPECTED[kind]
-    (item,) = (item for item in strange["unusual"] if item["neuron"] == neuron)
-    assert item["kind"] == kind
-    assert item["sentence"].startswith(text)
-    assert item["first_step"] <= item["step"] <= item["last_step"]
-    begins = {"nonfinite": 503, "dead": 300, "step": 440, "spike": 611, "drift": 799, "blow_up": 799}
-    assert item["step"] == begins.get(kind, item["step"])
-    assert (item["score"] == "Infinity") if kind in ("nonfinite", "dead") else (1 <= item["score"] < 100)
-
-
-def test_levels_in_sentences_are_those_of_the_history(strange: dict[str, Any]) -> None:
-    by_neuron = {item["neuron"]: item["sentence"].split() for item in strange["unusual"]}
-    before, after = float(by_neuron[20][2]), float(by_neuron[20][4])
-    assert after - before == pytest.approx(5, abs=0.1)
-    assert float(by_neuron[30][4]) - float(by_neuron[30][2]) == pytest.approx(9, abs=0.3)
-    assert " ".join(by_neuron[30][5:9]) == "in steps 608 to"
-    assert float(by_neuron[50][5].rstrip(":")) - float(by_neuron[50][3]) == pytest.approx(3, abs=0.2)
-
-
-def test_a_step_is_told_where_the_level_changes_not_where_a_value_is_odd(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(0, 0.1, (60, 800))
-    for first in (440, 444, 448):
-        values[9, first:] += 2.7
-    values[9, 428:432] -= 4
-    (item,) = unusual(one_layer.write(tmp_path, values, 4), Arguments({"layer": "wide"}))["unusual"]
-    assert (item["neuron"], item["kind"]) == (9, "step")
-    assert 440 <= item["step"] <= 448
-
-
-def test_nothing_else_is_unusual_and_the_worst_come_first(strange: dict[str, Any]) -> None:
-    assert strange["count"] == len(strange["unusual"]) == 7
-    assert (strange["neurons"], strange["common"]) == (200, {})
-    assert [item["kind"] for item in strange["unusual"][:2]] == ["nonfinite", "dead"]
-    scores = [item["score"] for item in strange["unusual"][2:]]
-    assert scores == sorted(scores, reverse=True)
-
-
-def test_what_many_neurons_do_is_counted_not_listed(tmp_path: Path) -> None:
-    values = np.random.default_rng(0).normal(size=(40, 60))
-    values[:12, 30:] = 0
-    run = one_layer.write(tmp_path, values, 1)
-    facts = unusual(run, Arguments({"layer": "wide"}))
-    assert (facts["count"], facts["common"], facts["unusual"]) == (0, {"dead": 12}, [])
-
-
-def test_a_neuron_that_stays_behind_is_told_with_what_the_layer_does(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    values = rng.normal(0, 0.05, (64, 400)) + np.linspace(1, 3, 400) + rng.normal(0, 0.1, (64, 1))
-    values[7] -= np.linspace(0, 2, 400)
-    (item,) = unusual(one_layer.write(tmp_path, values, 4), Arguments({"layer": "wide"}))["unusual"]
-    assert (item["neuron"], item["kind"]) == (7, "drift")
-    assert "while the layer's median goes from 1.2" in item["sentence"]
+# -- all of them ---------------------------------------------------------------------------------------------------------
 
 
 def test_answers_of_a_large_layer_stay_small(tmp_path: Path) -> None:
