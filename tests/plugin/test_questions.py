@@ -292,7 +292,7 @@ def test_a_history_that_is_lost_is_similar_to_others_that_are(tmp_path: Path) ->
     assert set(arrays["neurons"][:2].tolist()) == {3, 20}
 
 
-# -- all of them ---------------------------------------------------------------------------------------------------------
+# -- all of them -------------------------------------------------------------------------------------------------------
 
 
 def test_answers_of_a_large_layer_stay_small(tmp_path: Path) -> None:
