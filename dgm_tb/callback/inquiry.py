@@ -76,6 +76,8 @@ class Inquiry:
             step: The step.
             error: What it raised, perhaps about a NaN that no layer has given yet.
         """
+        if self._suspicion is not None and not self._is_in_ring(self._suspicion.step):
+            self._suspicion = None  # and its batch with it
         self._n_skips = self._n_skips + 1 if step.was_skipped else 0
         if not self._is_finite(step) or (error is not None and self._gives_nonfinite(step, error)):
             if self._is_armed and self._n_findings < MAX_FINDINGS:
@@ -219,14 +221,16 @@ class Inquiry:
     def _earlier_cause(self, step: Step) -> _Suspicion | None:
         """The step in the ring whose batch holds an example out of line, the one under suspicion first."""
         recorder = self._recorder
-        ring = list(recorder.ring.steps)
-        if self._suspicion is not None and any(known is self._suspicion.step for known in ring):
+        if self._suspicion is not None and self._is_in_ring(self._suspicion.step):
             return self._suspicion
-        for known in reversed(ring[-3:]):
+        for known in reversed(list(recorder.ring.steps)[-3:]):
             verdict = self._investigator().outlier(known, recorder.map.trace) if known.row.examples else None
             if verdict is not None:
                 return _Suspicion(known, verdict, "")
         return None
+
+    def _is_in_ring(self, step: Step) -> bool:
+        return any(known is step for known in self._recorder.ring.steps)
 
     def _investigator(self) -> Investigator:
         recorder = self._recorder
