@@ -29,6 +29,8 @@ TEXTS = [
 VALUES: list[Any] = [None, True, False, [], {}, [[]], [None], [{}], {"": {}}, *NUMBERS, *TEXTS]
 KEYS = "exponents first_step finding rank order level window_steps first_nonfinite_step repeats".split()
 """Of bodies, and of what is in them; not all records have them."""
+MAX_BODY_BYTES = 8 << 20
+"""Of a list that is repeated: large for its kind, not for the process that makes it."""
 BOMBS = [
     b"[" * 100_000, b"[" * 5000 + b"]" * 5000, b'{"a":' * 5000 + b"1" + b"}" * 5000, b"1e999", b"-1e999", b"9" * 5000,
     b"1" + b"0" * 4000, b"NaN", b"-Infinity", b'"\xff\xfe"', b'"\\ud800"', b'"\\u0000"', b"null", b"[]", b"",
@@ -165,9 +167,10 @@ def _body_repeated(rng: random.Random, events: Events) -> None:
     body = body_of(event)
     lists = [path for path in places(body) if isinstance(at(body, path), list) and at(body, path)]
     if lists:
-        path = rng.choice(lists)
-        put(body, path, at(body, path) * rng.choice([2, 100, 3000]))
-        set_body(event, body)
+        path, times = rng.choice(lists), rng.choice([2, 100, 3000])
+        if len(json.dumps(at(body, path))) * times < MAX_BODY_BYTES:
+            put(body, path, at(body, path) * times)
+            set_body(event, body)
 
 
 # -- graphs ------------------------------------------------------------------------------------------------------------
@@ -205,12 +208,13 @@ def _change_graph(rng: random.Random, body: dict[str, Any]) -> None:
             link["source"], link["target"] = rng.choice(names), rng.choice(names)
         case 5:  # an odd name, wherever it stands
             old, new = rng.choice(sample.FLOW), rng.choice(TEXTS)
-            for path in places(body):
-                if at(body, path) == old:
-                    put(body, path, new)
+            named = [path for path in places(body) if at(body, path) == old]
+            for path in named[: MAX_BODY_BYTES // (len(new) + 1)]:
+                put(body, path, new)
         case 6:  # very many
             key = rng.choice(["nodes", "edges", "layers", "weights", "links"])
-            body[key] = [dict(rng.choice(body[key])) for _ in range(3000)]
+            if len(json.dumps(body[key])) * 3000 < MAX_BODY_BYTES * len(body[key]):
+                body[key] = [dict(rng.choice(body[key])) for _ in range(3000)]
         case 7:
             rng.choice(body["layers"])["neurons"] = 0
 
