@@ -20,14 +20,14 @@ FloatArray = npt.NDArray[np.floating[Any]]
 IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
-# Values further from the median polyline than this many robust spreads are compressed logarithmically, so that
-# 1e38 beside 1e-3 neither overflows float32 nor leaves the bulk without digits. Everything nearer is exact.
-LINEAR_SPREADS = 1e3
+# Values further from the median polyline than this many robust spreads are compressed logarithmically, so that their
+# squares do not overflow. Everything nearer is exact.
+LINEAR_SPREADS = {np.dtype(np.float32): 1e15, np.dtype(np.float64): 1e100}
 # Distance, in robust spreads per snapshot, between a polyline that is non-finite throughout and one that never is.
 LANE_SPREADS = 32.0
-SCALE_ROWS = 256  # rows that estimate the median polyline and the spread
-BLOCK_ELEMENTS = 1 << 18  # 1 MB of float32: one block stays in the cache through every pass over it
-DOUBLE_ELEMENTS = 1 << 20  # up to here features are float64: it costs a millisecond and buys all the digits
+SCALE_ROWS = 256  # rows that estimate the median polyline and the spread, if not all are few
+SCALE_ELEMENTS = 1 << 18
+BLOCK_ELEMENTS = 1 << 19  # 2 MB of float32: one block stays in the cache through every pass over it
 
 
 class Points(NamedTuple):
@@ -41,7 +41,7 @@ class Points(NamedTuple):
         """Return the features with their squared lengths."""
         return cls(features, np.einsum("ij,ij->i", features, features))
 
-    def take(self, indices: IntArray | list[int]) -> "Points":
+    def take(self, indices: IntArray | list[int] | slice) -> "Points":
         """Return the points at the indices."""
         return Points(self.features[indices], self.squares[indices])
 
@@ -53,16 +53,21 @@ class Points(NamedTuple):
 class Distance(NamedTuple):
     """One polyline distance: how to turn rows into features and how to compare points.
 
-    ``features(values, lanes)`` takes ``[rows, T]`` and ``[rows, lanes]``; lanes are further numbers to compare by
-    their difference. ``dissimilarity(points, others)`` is the distance raised to ``power``, ``[points, others]``: it
-    spares roots. ``nearest(points, others, enough)`` gives the index of each point's nearest other and that
-    dissimilarity; at or below ``enough`` any other so near will do.
+    Attributes:
+        features: From values ``[rows, T]`` and lanes ``[rows, lanes]``, further numbers to compare by their
+            difference, to features ``[rows, f]``. The Euclidean distance of features is D2, and at most the distance.
+        dissimilarity: From points and others to the distance raised to ``power`` ``[points, others]``.
+        nearly: From points and others to the dissimilarity to a near one of the first 1, 2, ... others, usually the
+            nearest ``[points, others]``.
+        power: It spares roots.
+        bound: From ``f`` to the largest ratio of the squared distance to the squared Euclidean distance of features.
     """
 
     features: Callable[[FloatArray, FloatArray], FloatArray]
     dissimilarity: Callable[[Points, Points], FloatArray]
-    nearest: Callable[[Points, Points, float], tuple[IntArray, FloatArray]]
+    nearly: Callable[[Points, Points], FloatArray]
     power: int
+    bound: Callable[[int], int]
 
 
 def squared_distances(points: Points, others: Points) -> FloatArray:
@@ -78,42 +83,38 @@ def squared_distances(points: Points, others: Points) -> FloatArray:
 def segment_distances(points: Points, others: Points) -> FloatArray:
     """Return the summed segment distances D1 ``[points, others]`` of features made by :func:`segment_features`."""
     sums = np.empty((len(points.features), len(others.features)), points.features.dtype)
-    half = points.features.shape[1] // 2
     for block in row_blocks(*points.features.shape):
         for j, other in enumerate(others.features):
-            difference = points.features[block] - other
-            difference *= difference
-            lengths = difference[:, :half]
-            lengths += difference[:, half:]
-            np.sqrt(lengths, out=lengths)
-            lengths.sum(axis=1, out=sums[block, j])
+            sums[block, j] = _summed_lengths(points.features[block] - other)
     return sums
 
 
-def nearest_euclidean(points: Points, others: Points, enough: float) -> tuple[IntArray, FloatArray]:
-    """Return the index of each point's nearest other and the squared distance to it, both ``[points]``."""
-    squares = points.features @ (-2 * others.features).T
-    squares += others.squares
-    nearest = squares.argmin(axis=1)
-    least = squares[np.arange(len(squares)), nearest] + points.squares
-    noise = 8 * np.finfo(least.dtype).eps * (points.squares + others.squares[nearest])
-    return nearest, np.where(least < noise, 0, least)
+def _summed_lengths(differences: FloatArray) -> FloatArray:
+    """Return the sum of the lengths of segments ``[rows]`` from differences of features, which are overwritten."""
+    differences *= differences
+    lengths = differences[:, : differences.shape[1] // 2]
+    lengths += differences[:, differences.shape[1] // 2 :]
+    sums: FloatArray = np.sqrt(lengths, out=lengths).sum(axis=1)
+    return sums
 
 
-def nearest_by_segments(points: Points, others: Points, enough: float) -> tuple[IntArray, FloatArray]:
-    """Return the index of a near other and D1 to it, both ``[points]``: the nearest wherever D1 exceeds ``enough``.
+def nearest_euclidean(points: Points, others: Points) -> FloatArray:
+    """Return the squared distance to the nearest of the first 1, 2, ... others ``[points, others]``."""
+    squares = squared_distances(points, others)
+    return np.minimum.accumulate(squares, axis=1, out=squares)
 
-    The nearest in D2, cheap to find, is usually within reach in D1 as well; only the other points are searched in D1.
-    """
-    nearest, _ = nearest_euclidean(points, others, enough)
-    half = points.features.shape[1] // 2
-    difference = (points.features - others.features[nearest]) ** 2
-    sums = np.sqrt(difference[:, :half] + difference[:, half:]).sum(axis=1)
-    far = np.flatnonzero(sums > enough)
-    if len(far):
-        exact = segment_distances(points.take(far), others)
-        nearest[far], sums[far] = exact.argmin(axis=1), exact.min(axis=1)
-    return nearest, sums
+
+def nearly_nearest_by_segments(points: Points, others: Points) -> FloatArray:
+    """Return D1 to that of the first 1, 2, ... others ``[points, others]`` which is nearest in D2: a few pairs each."""
+    squares = nearest_euclidean(points, others)
+    is_nearer = np.diff(squares, axis=1, prepend=np.inf) < 0
+    is_nearer[:, 0] = True
+    sums = np.full(squares.shape, np.inf, squares.dtype)
+    rows, columns = np.nonzero(is_nearer)
+    for block in row_blocks(len(rows), points.features.shape[1]):
+        differences = points.features[rows[block]] - others.features[columns[block]]
+        sums[rows[block], columns[block]] = _summed_lengths(differences)
+    return np.minimum.accumulate(sums, axis=1, out=sums)
 
 
 def euclidean_features(values: FloatArray, lanes: FloatArray) -> FloatArray:
@@ -129,6 +130,27 @@ def euclidean_features(values: FloatArray, lanes: FloatArray) -> FloatArray:
     np.multiply(values, diagonal.astype(values.dtype), out=features[:, :n_snapshots])
     features[:, : n_snapshots - 1] += values[:, 1:] * beside.astype(values.dtype)
     return features
+
+
+def euclidean_products(values: FloatArray) -> FloatArray:
+    """Return ``My`` of every row ``y``: its dot product with a row ``x`` is that of their Euclidean features."""
+    products = values * (1 if values.shape[1] == 1 else 2 / 3)
+    if values.shape[1] > 1:
+        products[:, [0, -1]] /= 2
+        products[:, 1:] += values[:, :-1] / 6
+        products[:, :-1] += values[:, 1:] / 6
+    return products
+
+
+def euclidean_squares(values: FloatArray) -> FloatArray:
+    """Return ``xᵀMx`` of every row ``x``, the squared length of its Euclidean features, without making them."""
+    squares: FloatArray = np.einsum("ij,ij->i", values, values)
+    if values.shape[1] > 1:
+        squares *= 2
+        squares += np.einsum("ij,ij->i", values[:, 1:], values[:, :-1])
+        squares -= values[:, 0] ** 2 + values[:, -1] ** 2
+        squares /= 3
+    return squares
 
 
 @functools.lru_cache(maxsize=64)
@@ -160,8 +182,10 @@ def segment_features(values: FloatArray, lanes: FloatArray) -> FloatArray:
 
 
 DISTANCES: dict[str, Distance] = {
-    "euclidean": Distance(euclidean_features, squared_distances, nearest_euclidean, 2),
-    "segments": Distance(segment_features, segment_distances, nearest_by_segments, 1),
+    "euclidean": Distance(euclidean_features, squared_distances, nearest_euclidean, 2, lambda n_features: 1),
+    "segments": Distance(
+        segment_features, segment_distances, nearly_nearest_by_segments, 1, lambda n_features: n_features // 2
+    ),
 }
 
 
@@ -173,9 +197,13 @@ class Scale(NamedTuple):
 
 
 def robust_scale(polylines: npt.NDArray[Any], rng: np.random.Generator) -> Scale:
-    """Estimate centre and spread from up to 256 random rows; constant or empty polylines get the spread 1."""
+    """Estimate centre and spread from all rows if they are few, else from 256 random ones.
+
+    Constant or empty polylines get the spread 1.
+    """
     n_rows = len(polylines)
-    rows = np.sort(rng.choice(n_rows, SCALE_ROWS, replace=False)) if n_rows > SCALE_ROWS else np.arange(n_rows)
+    is_small = polylines.size <= SCALE_ELEMENTS or n_rows <= SCALE_ROWS
+    rows = np.arange(n_rows) if is_small else np.sort(rng.choice(n_rows, SCALE_ROWS, replace=False))
     values = polylines[rows].astype(np.float64)
     finite = np.isfinite(values)
     whole = finite.all(axis=1)
@@ -234,24 +262,33 @@ def standardised(rows: npt.NDArray[Any], scale: Scale, dtype: npt.DTypeLike) -> 
     A non-finite value takes the last finite one before it (else the first after it, else the centre), so a polyline
     that dies stays comparable to those that do not. Rows that float32 cannot hold are computed in float64.
     """
+    values = linearly_standardised(rows, scale, dtype)
+    limit = LINEAR_SPREADS[values.dtype]
+    with np.errstate(over="ignore", invalid="ignore"):
+        odd = np.flatnonzero(~(np.einsum("ij,ij->i", values, values) < limit**2))
+    if len(odd):
+        filled = _filled(rows[odd].astype(np.float64), scale.centre)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values[odd] = _compressed((filled - scale.centre) / scale.spread, limit)
+    return values
+
+
+def linearly_standardised(rows: npt.NDArray[Any], scale: Scale, dtype: npt.DTypeLike) -> FloatArray:
+    """Return rows ``[rows, T]`` in robust spreads around the centre; what ``dtype`` cannot hold is not finite."""
     work = np.dtype(dtype if 1e-30 < scale.spread < 1e30 else np.float64)
     centre = scale.centre.astype(work if rows.dtype in (np.float32, np.float16) else np.float64)
     values: FloatArray = np.empty(rows.shape, work)
     with np.errstate(over="ignore", invalid="ignore"):
         np.subtract(rows, centre, out=values, casting="same_kind")
         values *= 1 / scale.spread
-        odd = np.flatnonzero(~(np.einsum("ij,ij->i", values, values) < LINEAR_SPREADS**2))
-        if len(odd):
-            filled = _filled(rows[odd].astype(np.float64), scale.centre)
-            values[odd] = _compressed((filled - scale.centre) / scale.spread)
-    return values.astype(dtype, copy=False)
+        return values.astype(dtype, copy=False)
 
 
-def _compressed(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return values unchanged up to LINEAR_SPREADS and logarithmic (with equal slope there) beyond."""
+def _compressed(values: npt.NDArray[np.float64], limit: float) -> npt.NDArray[np.float64]:
+    """Return values unchanged up to the limit and logarithmic (with equal slope there) beyond."""
     values = np.clip(values, -1e300, 1e300)
-    sizes = np.maximum(np.abs(values) / LINEAR_SPREADS, 1.0)
-    far: npt.NDArray[np.float64] = np.sign(values) * LINEAR_SPREADS * (1 + np.log(sizes))
+    sizes = np.maximum(np.abs(values) / limit, 1.0)
+    far: npt.NDArray[np.float64] = np.sign(values) * limit * (1 + np.log(sizes))
     return np.where(sizes > 1, far, values)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dgm_tb.algorithms.polyline_features import DISTANCES, BoolArray, IntArray, finite_rows, robust_scale
+from dgm_tb.algorithms.pool import population_order
 from dgm_tb.algorithms.population import Population
 
 Ids = Sequence[int] | npt.NDArray[np.integer[Any]]
@@ -28,10 +29,14 @@ def blue_noise_order(
 ) -> IntArray:
     """Order polylines so that every prefix is a blue-noise sample of them.
 
+    In every prefix no polyline is further from a sample than 1.15 times the smallest distance between two samples
+    (``must`` and ``previous`` may lie closer together).
+
     Polylines with a non-finite value are a population of their own and alternate with the finite ones: they are never
     crowded out, and never take more than half of the sample while finite polylines remain.
 
-    Of up to ``population.EXACT_ROWS`` polylines, a shorter order is the beginning of a longer one.
+    The unit of the values does not matter. Of up to ``pool.EXACT_ROWS`` polylines the order of the rows does not matter
+    either, and a shorter order is the beginning of a longer one.
 
     Args:
         polylines: Training dynamics ``[n, T]`` of any real dtype, in memory or memory-mapped (read in blocks of rows).
@@ -63,7 +68,7 @@ def blue_noise_order(
         ids = np.flatnonzero(finite == is_finite)
         pinned, before = must_ids[finite[must_ids] == is_finite], previous_ids[finite[previous_ids] == is_finite]
         population = Population(polylines, ids, is_finite, scale, DISTANCES[distance])
-        order = population.order(len(pinned) + share, rng, must=pinned, previous=before)
+        order = population_order(population, len(pinned) + share, rng, must=pinned, previous=before)
         orders.append(order[len(pinned) :])
     return np.concatenate([must_ids, _alternated(*orders)])
 

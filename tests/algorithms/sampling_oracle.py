@@ -42,6 +42,16 @@ def coverage(polylines: Array, ids: Array, distance: str = "euclidean", outliers
     return Coverage(float(nearest.max()), float(between.min()), float(nearest[list(outliers)].max(initial=0.0)))
 
 
+def evenness(polylines: Array, ids: Array, distance: str = "euclidean") -> Array:
+    """Of the first 2, 3, ... samples: largest distance of any polyline to one over the smallest between two [k - 1]."""
+    to_samples = polyline_distances(polylines, polylines[ids], distance)
+    between = np.where(np.tri(len(ids), k=-1, dtype=bool), to_samples[ids], np.inf).min(axis=1)
+    farthest = np.minimum.accumulate(to_samples, axis=1).max(axis=0)
+    closest = np.minimum.accumulate(between)
+    ratios: Array = np.divide(farthest, closest, out=np.ones(len(ids)), where=farthest > 0)[1:]
+    return ratios
+
+
 def direction_histogram(polylines: Array, n_bins: int = 8) -> Array:
     """Share of each polyline's segments per bin of the angle on the chart that fits all polylines [n, n_bins]."""
     per_step, per_unit = WIDTH / (polylines.shape[1] - 1), HEIGHT / (polylines.max() - polylines.min())
@@ -125,13 +135,14 @@ def planted_polylines(n: int, rng: np.random.Generator, n_snapshots: int = 256) 
     polylines += level + slope * t.astype(np.float32)
     polylines += np.float32(0.01) * rng.standard_normal((n, n_snapshots), np.float32)
     outliers = np.sort(rng.choice(n, 20, replace=False))
+    steps = np.arange(n_snapshots)
     for i, outlier in enumerate(outliers):
-        at, sign = int(rng.integers(n_snapshots // 8, n_snapshots * 7 // 8)), rng.choice([-1, 1])
+        at, sign = int(rng.integers(n_snapshots // 8, max(1, n_snapshots * 7 // 8))), rng.choice([-1, 1])
         polylines[outlier] += (
-            sign * rng.uniform(1, 3) * (np.arange(n_snapshots) >= at),  # step
-            sign * rng.uniform(4, 8) * (np.abs(np.arange(n_snapshots) - at) < 2),  # spike
-            sign * rng.uniform(2, 4) * t,  # drift
-            rng.uniform(1, 2) * np.sin(rng.uniform(60, 120) * t),  # oscillation
+            sign * rng.uniform(1, 3) * (steps >= at),  # step
+            sign * rng.uniform(4, 8) * (np.abs(steps - at) < 2),  # spike
+            sign * rng.uniform(2, 4) * (1 + t),  # drift
+            rng.uniform(1, 2) * np.sin(rng.uniform(60, 120) * t + 1),  # oscillation
             sign * rng.uniform(4, 8) * np.exp(12 * (t - 1)),  # blow-up
         )[i % 5]
     return polylines, outliers
@@ -161,7 +172,11 @@ def spectrum(points: Array) -> Spectrum:
     waves = [np.exp(-2j * np.pi * np.outer(frequencies, points[:, axis])) for axis in (0, 1)]
     power = np.abs(waves[0] @ waves[1].T) ** 2 / k
     radius = np.hypot(frequencies[:, None], frequencies[None]) / np.sqrt(k)
-    rings = [power[(radius >= r) & (radius < r + 0.1)].mean() for r in np.arange(0.5, 2.0, 0.1)]
+    rings = [power[(radius >= r) & (radius < r + 0.1)] for r in np.arange(0.5, 2.0, 0.1)]
     between = np.hypot(*(points[:, None] - points[None]).transpose(2, 0, 1)) + 2 * np.eye(k)
     low = power[(radius >= 0.15) & (radius <= 0.5)].mean()
-    return Spectrum(float(low), float(max(rings)), float(between.min() / np.sqrt(2 / (np.sqrt(3) * k))))
+    return Spectrum(
+        float(low),
+        float(max(ring.mean() for ring in rings if ring.size)),
+        float(between.min() / np.sqrt(2 / (np.sqrt(3) * k))),
+    )

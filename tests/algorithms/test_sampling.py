@@ -10,6 +10,7 @@ from sampling_oracle import (
     coverage,
     dart_throwing,
     direction_entropy,
+    evenness,
     overplot_and_pixel_coverage,
     planted_polylines,
     polyline_distances,
@@ -17,11 +18,13 @@ from sampling_oracle import (
     straight_lines,
 )
 
-from dgm_tb.algorithms.maximal_order import SHRINK, chart_height, direction_shares
+from dgm_tb.algorithms.coverage import Survey
+from dgm_tb.algorithms.maximal_order import MaximalOrder, chart_height, direction_shares
 from dgm_tb.algorithms.polyline_features import DISTANCES, Points, robust_scale, standardised
+from dgm_tb.algorithms.population import Population
 from dgm_tb.algorithms.sampling import SAMPLERS, blue_noise_order, random_order
 
-MAXIMAL = 1 / SHRINK + 1e-3
+EVEN = 1.15  # largest distance of any polyline to a sample over the smallest between two
 
 
 def seeded(seed=0):
@@ -82,9 +85,9 @@ def test_features_give_the_distances_of_the_definition(distance, n_snapshots):
     ours = DISTANCES[distance].dissimilarity(points, points.take([0, 7])) ** (1 / DISTANCES[distance].power)
     expected = polyline_distances(polylines, polylines[[0, 7]], distance)
     np.testing.assert_allclose(ours * scale.spread, expected, atol=1e-12)
-    index, least = DISTANCES[distance].nearest(points, points.take([0, 7]), 0.0)
-    np.testing.assert_array_equal(index[1:7], ours.argmin(axis=1)[1:7])
-    np.testing.assert_allclose(least ** (1 / DISTANCES[distance].power), ours.min(axis=1), atol=1e-7)
+    nearly = DISTANCES[distance].nearly(points, points.take([0, 7])) ** (1 / DISTANCES[distance].power)
+    np.testing.assert_allclose(nearly[:, 0], ours[:, 0], atol=1e-7)
+    assert (nearly[:, 1] >= ours.min(axis=1) - 1e-7).all()
 
 
 def test_direction_shares_count_segments_by_angle_on_the_chart():
@@ -94,7 +97,33 @@ def test_direction_shares_count_segments_by_angle_on_the_chart():
     assert shares[:, 3:5].sum(axis=1).tolist() == [1, 0, 0]
     assert shares[1, 5:7].sum() == 1
     assert shares[2, [0, 7]].tolist() == [0.5, 0.5]
-    assert chart_height(np.full((3, 3), 7.0)) == 1
+
+
+def test_a_chart_is_as_high_as_all_values_unless_one_of_them_would_flatten_the_rest():
+    values = seeded().uniform(-1, 1, (300, 9))
+    assert chart_height(values, values) == pytest.approx(2, abs=0.01)
+    values[7, 3] = 5
+    assert chart_height(values, values) == pytest.approx(6, abs=0.01)
+    values[7, 3] = 1e9
+    assert chart_height(values, values) == pytest.approx(16 * 1.96, rel=0.05)
+    assert chart_height(np.full((3, 3), 7.0), np.full((3, 3), 7.0)) == 1
+
+
+@pytest.mark.parametrize("n_snapshots", [5, 100])
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_a_survey_tells_how_far_each_polyline_is_from_every_prefix(distance, n_snapshots):
+    polylines = planted_polylines(700, seeded(2), n_snapshots)[0]
+    samples = seeded(4).choice(700, 40, replace=False)
+    to_prefix = np.minimum.accumulate(polyline_distances(polylines, polylines[samples], distance), axis=1)
+    between = polyline_distances(polylines[samples], polylines[samples], distance)
+    closest = np.minimum.accumulate(np.where(np.tri(40, k=-1, dtype=bool), between, np.inf).min(axis=1))
+    expected = (to_prefix / (10 * closest)).max(axis=1)
+    assert 0.05 < (expected > 0.9).mean() < 0.95
+    population = Population(polylines, np.arange(700), True, robust_scale(polylines, seeded()), DISTANCES[distance])
+    drawn = MaximalOrder(samples, np.zeros(40))
+    _, far = Survey(population, np.arange(256)).farness(drawn, evenness=10, enough=0.9)
+    np.testing.assert_allclose(far[expected > 0.9], expected[expected > 0.9], rtol=1e-3)
+    assert (far[expected <= 0.9] < 0.901).all()
 
 
 MATRICES = hnp.arrays(
@@ -113,17 +142,70 @@ def test_every_prefix_is_maximal_and_spaced_on_any_matrix(polylines, k, distance
     rows, samples = np.flatnonzero(finite), ids[finite[ids]]
     for size in range(2, len(samples)):
         got = coverage(polylines[rows], np.searchsorted(rows, samples[:size]), distance)
-        assert got.farthest <= MAXIMAL * got.closest + 1e-5
+        assert got.farthest <= EVEN * got.closest + 1e-5
+
+
+@pytest.mark.parametrize("n_snapshots", [1, 2, 3, 5, 64, 256, 1000])
+def test_every_prefix_is_maximal_and_covers_the_outliers_at_any_length(n_snapshots):
+    polylines, outliers = planted_polylines(800, seeded(1), n_snapshots)
+    ids = blue_noise_order(polylines, 48, rng=seeded())
+    assert evenness(polylines, ids).max() <= EVEN
+    got = coverage(polylines, ids, outliers=outliers)
+    assert got.outliers <= got.farthest
+    if n_snapshots >= 5:  # else hardly a line is steep on a chart that is twice as wide as high
+        chance = [direction_entropy(polylines, seeded(seed).choice(800, 48, replace=False)) for seed in range(5)]
+        assert direction_entropy(polylines, ids) >= np.mean(chance) + 0.05
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("n", [600, 30_000])
-def test_samples_are_maximal_and_hold_every_outlier(n, distance):
-    polylines, outliers = planted_polylines(n, seeded(3), n_snapshots=32)
-    ids = blue_noise_order(polylines, 96, rng=seeded(), distance=distance)
+def test_of_more_polylines_than_fit_every_prefix_is_maximal_and_holds_the_outliers(distance):
+    polylines, outliers = planted_polylines(21_000, seeded(3), n_snapshots=70)
+    ids = blue_noise_order(polylines, 48, rng=seeded(), distance=distance)
+    assert evenness(polylines, ids, distance).max() <= EVEN
     got = coverage(polylines, ids, distance, outliers)
-    assert got.farthest <= MAXIMAL * got.closest
     assert got.outliers <= got.farthest
+    assert np.isin(outliers, ids).mean() >= 0.95
+
+
+def shaped(case, n, rng, n_snapshots=20):
+    level, noise = rng.normal(size=(n, 1)), 0.1 * rng.normal(size=(n, n_snapshots))
+    alike = np.zeros((n, n_snapshots))
+    alike[:100] = noise[:100].cumsum(axis=1)
+    return {
+        "heavy tails": rng.standard_cauchy((n, 1)) + noise,
+        "scales": np.exp(3 * level) * (1 + noise),
+        "noise": noise,
+        "walks": noise.cumsum(axis=1),
+        "most nearly dead": np.where(rng.random((n, 1)) < 0.6, 1e-6, 1.0) * (level + noise),
+        "most dead": alike,
+        "tight clusters": np.where(rng.random((n, 1)) < 0.5, 0, 1) + 1e-4 * (level + noise),
+        "far from zero": 1e4 + level + noise,
+        "two giants": np.where(
+            np.arange(n)[:, None] == [[5]], 1e30, np.where(np.arange(n)[:, None] == 9, -1e25, level)
+        ),
+    }[case].astype(np.float32)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("n", [2000, 21_000])
+@pytest.mark.parametrize(
+    "case",
+    [
+        "heavy tails",
+        "scales",
+        "noise",
+        "walks",
+        "most nearly dead",
+        "most dead",
+        "tight clusters",
+        "far from zero",
+        "two giants",
+    ],
+)
+def test_every_prefix_is_maximal_whatever_the_distribution(case, n):
+    polylines = shaped(case, n, seeded(1)).astype(np.float64)
+    ids = blue_noise_order(polylines.astype(np.float32), 48, rng=seeded(2))
+    assert evenness(polylines, ids).max() <= EVEN
 
 
 def test_a_prefix_does_not_depend_on_how_many_follow():
@@ -144,18 +226,17 @@ def test_the_unit_of_the_values_does_not_matter(distance, dtype, factor):
     np.testing.assert_array_equal(scaled, expected)
 
 
-def test_the_order_of_the_rows_does_not_matter_for_the_quality():
-    polylines, outliers = planted_polylines(2000, seeded(), n_snapshots=64)
-    shuffle = seeded(5).permutation(2000)
-    got = coverage(polylines, blue_noise_order(polylines, 64, rng=seeded()), outliers=outliers)
-    ids = blue_noise_order(polylines[shuffle], 64, rng=seeded())
-    shuffled = coverage(polylines, shuffle[ids], outliers=outliers)
-    assert shuffled.farthest == pytest.approx(got.farthest, rel=0.1)
-    assert shuffled.closest == pytest.approx(got.closest, rel=0.1)
-
-
 @pytest.mark.parametrize("distance", DISTANCES)
-@pytest.mark.parametrize("n", [300, 30_000])
+def test_the_order_of_the_rows_does_not_matter(distance):
+    polylines = planted_polylines(2000, seeded(), n_snapshots=64)[0]
+    polylines[100:140, 9:], polylines[300, 5] = np.nan, np.inf
+    shuffle = seeded(5).permutation(2000)
+    expected = blue_noise_order(polylines, 64, rng=seeded(), distance=distance)
+    shuffled = blue_noise_order(polylines[shuffle], 64, rng=seeded(), distance=distance)
+    np.testing.assert_array_equal(shuffle[shuffled], expected)
+
+
+@pytest.mark.parametrize(("n", "distance"), [(300, "euclidean"), (300, "segments"), (100_000, "euclidean")])
 def test_every_polyline_with_a_nonfinite_value_is_drawn_from_noise(n, distance):
     polylines = seeded().normal(size=(n, 40)).astype(np.float32)
     planted = seeded(1).choice(n, 7, replace=False)
@@ -177,6 +258,14 @@ def test_nonfinite_polylines_leave_half_of_the_sample_to_finite_ones_and_show_wh
     assert np.count_nonzero(blue_noise_order(polylines[:310], 40, rng=seeded()) < 300) == 30
 
 
+def test_when_all_of_many_polylines_died_the_times_at_which_they_did_are_shown():
+    polylines = seeded().normal(size=(22_000, 24))
+    died = seeded(1).choice([8, 16], 22_000, p=[0.999, 0.001])
+    polylines[np.arange(24) >= died[:, None]] = np.nan
+    ids = blue_noise_order(polylines, 16, rng=seeded())
+    assert {8, 16} == set(died[ids[:2]])
+
+
 def test_a_gap_does_not_hide_the_shape_of_a_polyline():
     polylines = np.repeat([[1.0] * 20, [-1.0] * 20], 50, axis=0)
     polylines[:, 5] = np.nan
@@ -184,12 +273,13 @@ def test_a_gap_does_not_hide_the_shape_of_a_polyline():
     assert sorted(ids // 50) == [0, 1]
 
 
-def test_previous_samples_stay_while_training_goes_on_and_outliers_enter():
-    polylines, _ = planted_polylines(3000, seeded(8))
+@pytest.mark.parametrize("n", [3000, 25_000])
+def test_previous_samples_stay_while_training_goes_on_and_outliers_enter(n):
+    polylines, _ = planted_polylines(n, seeded(8))
     polylines[11, 200:] += 30
     ids = blue_noise_order(polylines[:, :120], 64, rng=seeded())
     kept = []
-    for seed, n_snapshots in enumerate((136, 152, 168, 184, 200, 216, 232, 248)):
+    for seed, n_snapshots in enumerate((136, 168, 200, 216, 248)):
         following = blue_noise_order(polylines[:, :n_snapshots], 64, rng=seeded(seed), previous=ids)
         kept.append(np.isin(ids, following).mean())
         assert (11 in following) == (n_snapshots > 200 or 11 in ids)
@@ -240,42 +330,32 @@ def test_blue_noise_beats_the_papers_dart_throwing():
     assert (ours < darts)[:-1].all()
     assert ours[5] <= 0.8 * chance[5]
     assert -ours[6] >= 0.92
-    # Direction is the one metric where darts lead, by .013: they pile onto steep modes what coverage spends on gaps.
+    # Direction is the one metric where darts lead, by .005: they pile onto steep modes what coverage spends on gaps.
     assert -ours[-1] >= -chance[-1] + 0.05
-    assert -ours[-1] >= -darts[-1] - 0.03
+    assert -ours[-1] >= -darts[-1] - 0.02
 
 
-def test_samples_of_the_unit_square_have_a_blue_noise_spectrum():
+def test_prefixes_of_samples_of_the_unit_square_have_a_blue_noise_spectrum():
     measured = []
-    for seed in range(6):
+    for seed in range(10):
         points, polylines = straight_lines(20_000, seeded(seed))
-        measured.append(spectrum(points[blue_noise_order(polylines, 512, rng=seeded(seed))]))
-    low, peak, spread = np.mean(measured, axis=0)
-    assert low <= 0.15
-    assert 1.4 <= peak <= 2.0
-    assert spread >= 0.70
-
-
-def test_every_prefix_has_a_blue_noise_spectrum():
-    measured = []
-    for seed in range(4):
-        points, polylines = straight_lines(10_000, seeded(seed))
         ids = blue_noise_order(polylines, 512, rng=seeded(seed))
-        measured.append([spectrum(points[ids[:k]]) for k in (64, 128, 256)])
-    low, _, spread = np.moveaxis(np.mean(measured, axis=0), -1, 0)
-    assert (low <= 0.25).all()  # 1 if random; edges of the square weigh more in small samples
+        measured.append([spectrum(points[ids[:k]]) for k in (16, 32, 64, 128, 256, 512)])
+    low, peak, spread = np.moveaxis(np.mean(measured, axis=0), -1, 0)
+    assert (low <= [0.35, 0.2, 0.18, 0.15, 0.15, 0.15]).all()  # 1 if random; in small samples the edges weigh more
+    assert ((peak[2:] >= 1.4) & (peak[2:] <= 2.0)).all()
     assert (spread >= 0.70).all()
 
 
 def test_a_memory_mapped_matrix_is_streamed_and_sampled_alike(tmp_path):
-    polylines = planted_polylines(60_000, seeded(), n_snapshots=256)[0]
+    polylines = planted_polylines(40_000, seeded(), n_snapshots=256)[0]
     np.save(tmp_path / "polylines.npy", polylines)
     mapped = np.load(tmp_path / "polylines.npy", mmap_mode="r")
     tracemalloc.start()
     ids = blue_noise_order(mapped, 64, rng=seeded())
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 0.8 * polylines.nbytes
+    assert peak < 0.9 * polylines.nbytes
     np.testing.assert_array_equal(ids, blue_noise_order(polylines, 64, rng=seeded()))
 
 
