@@ -256,6 +256,14 @@ def finite_rows(polylines: npt.NDArray[Any]) -> BoolArray:
     return finite
 
 
+def n_living(polylines: npt.NDArray[Any]) -> int:
+    """Return after how many snapshots no polyline has a finite value any more."""
+    is_finite = np.zeros(polylines.shape[1], np.bool_)
+    for block in row_blocks(*polylines.shape):
+        is_finite |= np.isfinite(polylines[block]).any(axis=0)
+    return int(np.flatnonzero(is_finite)[-1]) + 1 if is_finite.any() else 0
+
+
 def standardised(rows: npt.NDArray[Any], scale: Scale, dtype: npt.DTypeLike) -> FloatArray:
     """Return rows ``[rows, T]`` in robust spreads around the centre, non-finite values filled.
 

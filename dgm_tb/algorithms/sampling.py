@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dgm_tb.algorithms.polyline_features import DISTANCES, BoolArray, IntArray, finite_rows, robust_scale
+from dgm_tb.algorithms.polyline_features import DISTANCES, BoolArray, IntArray, finite_rows, n_living, robust_scale
 from dgm_tb.algorithms.pool import population_order
 from dgm_tb.algorithms.population import Population
 
@@ -33,7 +33,8 @@ def blue_noise_order(
     (``must`` and ``previous`` may lie closer together).
 
     Polylines with a non-finite value are a population of their own and alternate with the finite ones: they are never
-    crowded out, and never take more than half of the sample while finite polylines remain.
+    crowded out, and never take more than half of the sample while finite polylines remain. Snapshots after which all
+    polylines are lost tell nothing of any of them and do not count.
 
     The unit of the values does not matter. Of up to ``pool.EXACT_ROWS`` polylines the order of the rows does not matter
     either, and a shorter order is the beginning of a longer one.
@@ -61,8 +62,11 @@ def blue_noise_order(
     k, must_ids = min(k, n), must_ids[:k]
     if k == 0:
         return must_ids
-    scale = robust_scale(polylines, rng)
     finite = finite_rows(polylines)
+    if not finite.any():
+        polylines = polylines[:, : n_living(polylines)]
+        finite = finite_rows(polylines)
+    scale = robust_scale(polylines, rng)
     orders = []
     for is_finite, share in _shares(finite, must_ids, k - len(must_ids)):
         ids = np.flatnonzero(finite == is_finite)

@@ -266,6 +266,15 @@ def test_when_all_of_many_polylines_died_the_times_at_which_they_did_are_shown()
     assert {8, 16} == set(died[ids[:2]])
 
 
+def test_when_a_layer_dies_as_a_whole_its_polylines_are_compared_as_before():
+    polylines = planted_polylines(2000, seeded(), n_snapshots=30)[0]
+    expected = blue_noise_order(polylines, 40, rng=seeded())
+    dead = np.hstack([polylines, np.full((2000, 10), np.nan)])
+    np.testing.assert_array_equal(blue_noise_order(dead, 40, rng=seeded()), expected)
+    dead[7, 20] = np.inf
+    assert 7 in blue_noise_order(dead, 40, rng=seeded())[:2]
+
+
 def test_a_gap_does_not_hide_the_shape_of_a_polyline():
     polylines = np.repeat([[1.0] * 20, [-1.0] * 20], 50, axis=0)
     polylines[:, 5] = np.nan
